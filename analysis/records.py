@@ -1,0 +1,434 @@
+"""Run records: one folder per run, ``run.json`` beside tidy Parquet tables; written whole or not at all, verified when read.
+
+    FOLDER/run.json          manifest: format, kind, id, config, seeds, versions, times, and a sha256 of every table
+    FOLDER/<table>.parquet   tidy tables (``results`` for bandits; ``metrics``, ``evaluations``, ``samples`` for language models)
+
+All tables are first written in full under temporary names, then renamed, ``run.json`` last. A full disk or an
+interruption while writing therefore leaves an earlier record in the same folder as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+FORMAT_VERSION = 1
+MANIFEST = "run.json"
+
+_VERSIONED_PACKAGES = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "lm_eval",
+)
+_TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# A folder with one of these and no manifest is an interrupted run, worth a line; other Parquet files are somebody's data.
+_RUN_TABLES = ("results.parquet", "metrics.parquet", "evaluations.parquet")
+
+
+class RecordError(ValueError):
+    """A record cannot be written or read. The message names the file and the reason."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        self.path = Path(path)
+        self.reason = reason
+        super().__init__(f"{self.path}: {reason}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run: its folder and its manifest; tables are read (and verified) on demand."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def id(self) -> str:
+        return str(self.manifest["id"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.manifest["config"])
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        return dict(self.manifest["seeds"])
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return tuple(self.manifest["tables"])
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table ``name``.
+
+        Raises:
+            RecordError: the run has no such table, or its file is missing, changed or unreadable.
+        """
+        if name not in self.manifest["tables"]:
+            raise RecordError(
+                self.folder / MANIFEST, f"has no table {name!r}; it has {', '.join(self.tables) or 'none'}"
+            )
+        path = _table_path(self.folder, name)
+        content = _read_bytes(path)
+        _verify(path, hashlib.sha256(content).hexdigest(), self.manifest["tables"][name]["sha256"])
+        try:
+            return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+        except Exception as error:  # pyarrow raises several unrelated types on a malformed file
+            raise RecordError(path, f"is not a readable Parquet table ({error})") from error
+
+
+def write_run(
+    folder: str | os.PathLike[str],
+    *,
+    kind: str,
+    id: str,
+    config: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    tables: Mapping[str, pd.DataFrame],
+    data_fingerprint: str | None = None,
+    device: str = "cpu",
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one finished run into ``folder`` (made if needed; an earlier record there is replaced) and return it.
+
+    Args:
+        folder: the run's folder.
+        kind: ``"bandit"``, ``"llm"`` or ``"llm_cost"``.
+        id: a stable, human-readable name, such as ``"bandit/determinism"``.
+        config: every setting that the result depends on; plain JSON values, dataclasses and paths.
+        seeds: every random seed, by purpose.
+        tables: tidy tables by name (lower case letters, digits, underscores); the index is not kept.
+        data_fingerprint: ``fingerprint`` of the input data, where there is any.
+        device: where it ran, in words.
+        extra: anything else worth keeping that results do not depend on (times, notes).
+
+    Raises:
+        RecordError: a value cannot be written as JSON or Parquet, or the file system refused (disk full, no permission).
+    """
+    folder = Path(folder)
+    manifest_path = folder / MANIFEST
+    with _os_errors(folder, "cannot make the folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    staged: dict[Path, Path] = {}  # final path -> temporary path; all complete before the first rename
+    try:
+        entries = {}
+        for name, frame in tables.items():
+            path = _table_path(folder, name)
+            content = _parquet_bytes(path, frame)
+            staged[path] = _stage(path, content)
+            entries[name] = {
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "rows": len(frame),
+                "columns": list(map(str, frame.columns)),
+            }
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "id": id,
+            "status": "complete",
+            "config": config,
+            "seeds": seeds,
+            "data_fingerprint": data_fingerprint,
+            "device": device,
+            "code": code_version(),
+            "packages": _package_versions(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "times": {"written": datetime.now(UTC).isoformat(timespec="seconds")},
+            "tables": entries,
+            "extra": extra or {},
+        }
+        text = json.dumps(_plain(manifest, manifest_path), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        staged[manifest_path] = _stage(manifest_path, text.encode())  # last in, last renamed
+        for path, temporary in staged.items():
+            with _os_errors(path, "cannot be written"):
+                os.replace(temporary, path)
+        _sync_folder(folder)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+    return folder
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """The run in ``folder``, after checking the manifest and the checksum of every table.
+
+    Raises:
+        RecordError: no manifest, not JSON, a newer format, an unfinished run, or a missing or changed table.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, entry in manifest["tables"].items():
+        path = _table_path(folder, name)
+        try:
+            with path.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise RecordError(path, "is missing, though run.json lists it; make the run again") from None
+        except OSError as error:
+            raise RecordError(path, f"cannot be read ({error.strerror})") from error
+        _verify(path, digest, entry["sha256"])
+    return Run(folder, manifest)
+
+
+def find_runs(folder: str | os.PathLike[str]) -> tuple[list[Run], list[str]]:
+    """Every run at or below ``folder``, in the order of their paths, and one line for each skipped folder saying why.
+
+    Raises:
+        RecordError: ``folder`` does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RecordError(folder, "there is no such folder")
+    runs: list[Run] = []
+    skipped: list[str] = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if MANIFEST in files:
+            try:
+                runs.append(read_run(root))
+            except RecordError as error:
+                skipped.append(f"skipped {error}")
+        elif any(name in files for name in _RUN_TABLES):
+            skipped.append(f"skipped {root}: has tables but no {MANIFEST}; the run was interrupted")
+    return sorted(runs, key=lambda run: str(run.folder)), sorted(skipped)
+
+
+def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bool:
+    """Whether ``folder`` holds an undamaged run of exactly this ``config``, so that resuming may skip it.
+
+    Raises:
+        RecordError: the folder holds a run of a newer format, which must not be overwritten unseen.
+    """
+    folder = Path(folder)
+    try:
+        run = read_run(folder)
+    except RecordError as error:
+        if isinstance(error, _NewerFormat):
+            raise
+        return False
+    return bool(run.manifest["config"] == _plain(config, folder / MANIFEST))
+
+
+def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, rename. Folders are made as needed.
+
+    Args:
+        path: the file.
+        content: its bytes, or a function that writes them into the open binary file it is given.
+
+    Raises:
+        RecordError: the file system refused; a file that was there before is left as it was.
+    """
+    path = Path(path)
+    with _os_errors(path, "cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _stage(path, content)
+    try:
+        with _os_errors(path, "cannot be written"):
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def fingerprint(value: Any) -> str:
+    """sha256, in hexadecimal: of a file's bytes for a ``Path``, of ``bytes`` as they are, else of the canonical JSON.
+
+    Canonical JSON has sorted keys and no spaces, so that equal configs have equal fingerprints.
+    """
+    if isinstance(value, Path):
+        try:
+            with value.open("rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            raise RecordError(value, f"cannot be read ({error.strerror})") from error
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    plain = _plain(value, "fingerprint")
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def code_version() -> dict[str, str | bool | None]:
+    """The code that runs: ``commit`` and ``dirty`` when it is a git checkout (else None), and the package's ``version``."""
+    commit = dirty = None
+    source = Path(__file__).resolve()
+    root = source.parent.parent
+    # An installed package may lie inside somebody else's checkout: only a tree that tracks this very file counts.
+    if _git(root, "ls-files", "--error-unmatch", str(source)) is not None:
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        dirty = None if changes is None else bool(changes)
+    distributions = importlib.metadata.packages_distributions().get(__package__ or "analysis", [])
+    version = importlib.metadata.version(distributions[0]) if distributions else None
+    return {"commit": commit, "dirty": dirty, "version": version}
+
+
+class _NewerFormat(RecordError):
+    """A run written by a newer version of this package."""
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise RecordError(folder, "there is no such folder")
+    try:
+        manifest: dict[str, Any] = json.loads(_read_bytes(path))
+    except ValueError as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(path, f"is damaged: not valid JSON ({error})") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int):
+        raise RecordError(path, "is not a run record: it has no format_version")
+    if version > FORMAT_VERSION:
+        raise _NewerFormat(
+            path, f"has format {version}, newer than the {FORMAT_VERSION} this version reads; update the package"
+        )
+    for key, expected in (("kind", str), ("id", str), ("config", dict), ("seeds", dict), ("tables", dict)):
+        if not isinstance(manifest.get(key), expected):
+            raise RecordError(path, f"is damaged: {key!r} is missing or not a {expected.__name__}")
+    if manifest.get("status") != "complete":
+        raise RecordError(path, f"the run did not finish (status {manifest.get('status')!r})")
+    for name, entry in manifest["tables"].items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise RecordError(path, f"is damaged: table {name!r} has no checksum")
+    return manifest
+
+
+def _table_path(folder: Path, name: str) -> Path:
+    if not _TABLE_NAME.fullmatch(name):  # a name from a manifest must never lead out of the folder
+        raise RecordError(folder / MANIFEST, f"{name!r} is not a table name (lower case letters, digits, underscores)")
+    return folder / f"{name}.parquet"
+
+
+def _parquet_bytes(path: Path, frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        frame.to_parquet(buffer, engine="pyarrow", index=False)
+    except Exception as error:  # pyarrow raises several unrelated types on what it cannot store
+        raise RecordError(path, f"the table cannot be stored as Parquet ({error})") from error
+    return buffer.getvalue()
+
+
+def _stage(path: Path, content: bytes | Callable[[BinaryIO], object]) -> Path:
+    """Write ``content``, synced to disk, into a new temporary file beside ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with _os_errors(path, "cannot be written"), temporary.open("xb") as handle:
+            if callable(content):
+                content(handle)
+            else:
+                handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable, where the platform can sync a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(path, f"{what} ({error.strerror or error}); earlier results are left as they were") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RecordError(path, "is missing; the run was interrupted or this is not a run folder") from None
+    except OSError as error:
+        raise RecordError(path, f"cannot be read ({error.strerror})") from error
+
+
+def _verify(path: Path, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise RecordError(
+            path, f"is damaged: its sha256 is {digest[:12]}..., run.json says {expected[:12]}...; make the run again"
+        )
+
+
+def _plain(value: Any, path: str | os.PathLike[str], where: str = "") -> Any:
+    """``value`` as plain JSON types: dataclasses, mappings, sequences, sets, paths and numpy scalars are converted."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise RecordError(path, f"{where or 'the value'} is {value}, which JSON cannot hold")
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, path, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, path, f"{where}[{index}]") for index, item in enumerate(value)]
+    if callable(getattr(value, "tolist", None)):  # numpy and torch scalars and arrays
+        return _plain(value.tolist(), path, where)
+    raise RecordError(path, f"{where or 'the value'} is a {type(value).__name__}, which JSON cannot hold")
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command, or None where there is no git or it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
