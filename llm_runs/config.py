@@ -1,0 +1,357 @@
+"""The configuration of a language-model run: frozen dataclasses, read strictly from YAML.
+
+Every value is checked when a dataclass is made, whether it comes from a file, from `--set` or from Python. An unknown
+key is an error that names the key, where it stands and the nearest valid names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says which key, where, and what is allowed."""
+
+
+def _number(
+    default: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> Any:
+    """A field whose number (or every number of its list) must lie in the range."""
+    limits = {"above": above, "at_least": at_least, "below": below}
+    if isinstance(default, list | tuple):
+        return field(default=tuple(default), metadata=limits)
+    return field(default=default, metadata=limits)
+
+
+class _Checked:
+    """Checks types and ranges of all fields on construction."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            place = f"{type(self).__name__}.{entry.name}"
+            value = _convert(getattr(self, entry.name), hints[entry.name], place)
+            object.__setattr__(self, entry.name, value)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float):
+                    _check_range(number, entry.metadata, place)
+
+
+def _check_range(value: float, limits: Mapping[str, float | None], place: str) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{place} must be finite, not {value}")
+    above, at_least, below = limits.get("above"), limits.get("at_least"), limits.get("below")
+    if above is not None and not value > above:
+        raise ConfigError(f"{place} must be greater than {above:g}, not {value}")
+    if at_least is not None and not value >= at_least:
+        raise ConfigError(f"{place} must be at least {at_least:g}, not {value}")
+    if below is not None and not value < below:
+        raise ConfigError(f"{place} must be less than {below:g}, not {value}")
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Checked):
+    """Which language model, and on what it runs."""
+
+    name: str = "smollm2-135m-instruct"  # pinned asset, local folder, .gguf file, hub id, or "tiny-random"
+    revision: str | None = None  # of a hub id
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights; auto: float32, and bf16 autocast on CUDA
+    chat_template: bool = False  # wrap plain prompts of a preference file as a user turn
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
+    """The texts, and how they are split. All splits are disjoint."""
+
+    text: str = "imdb"  # "imdb", "synthetic", or JSONL with {"text": ..., "label": 0 or 1}
+    other_text: str = "rotten_tomatoes"  # another domain: "rotten_tomatoes", "synthetic", "none", or JSONL
+    preferences: str | None = None  # your own pairs: JSONL (prompt, chosen, rejected) instead of sampled ones
+    held_out_fraction: float = _number(0.2, above=0, below=1)  # of your own pairs' prompts, kept for evaluation
+    reward_texts: int = _number(20000, above=0)
+    sft_texts: int = _number(2000, above=0)
+    prompts: int = _number(384, above=0)  # from which preference pairs are sampled
+    prompt_tokens: int = _number(16, above=0)  # a prompt is the first tokens of a text
+    completion_tokens: int = _number(32, above=0)  # budget of a sampled completion
+
+
+@dataclass(frozen=True)
+class RewardConfig(_Checked):
+    """The ground-truth reward that scores sampled completions."""
+
+    name: Literal["tfidf", "vader", "words"] = "tfidf"
+    max_features: int = _number(50000, above=0)  # tfidf: size of the vocabulary
+    regularisation: float = _number(10.0, above=0)  # tfidf: inverse strength C of the logistic regression
+
+
+@dataclass(frozen=True)
+class SFTConfig(_Checked):
+    """Supervised fine-tuning on the domain; its result is the reference policy. steps = 0 takes the model as it is."""
+
+    steps: int = _number(60, at_least=0)
+    batch_size: int = _number(24, above=0)
+    sequence_tokens: int = _number(48, above=1)
+    learning_rate: float = _number(5e-5, above=0)
+    warmup_steps: int = _number(6, at_least=0)
+    save_every: int = _number(20, at_least=0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(_Checked):
+    """Sampling of completions from the reference, in advance."""
+
+    temperature: float = _number(1.0, above=0)
+    completions_per_prompt: int = _number(2, above=1)  # for the preference pairs
+    pairs_per_prompt: int = _number(1, above=0)
+    batch_size: int = _number(64, above=0)
+
+
+@dataclass(frozen=True)
+class LabelConfig(_Checked):
+    """Labels are drawn with p(first preferred) = sigmoid((reward_1 - reward_2) / temperature)."""
+
+    name: str = "near_deterministic"
+    temperature: float = _number(0.01, above=0)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(_Checked):
+    """An objective of the registry, with hyper-parameters, optional grid over them and added regularisers."""
+
+    name: str = "dpo"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)  # hyper-parameter -> list of values; all combinations are run
+    regularisers: dict[str, Any] = field(default_factory=dict)  # e.g. {forward_kl: {weight: 0.1, tokens: full}}
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(_Checked):
+    """Samples of the reference for the off-policy KL term, and what is stored of the reference's distributions."""
+
+    samples: int = _number(384, above=0)  # fresh completions; steps * reference_batch_size should not exceed it
+    top_k: int = _number(64, above=0)  # next-token probabilities stored per position, besides the tail's mass
+    batch_size: int = _number(16, above=0)  # of the forward passes of the reference
+
+
+@dataclass(frozen=True)
+class LoRAConfig(_Checked):
+    """Low-rank adaptation instead of full fine-tuning."""
+
+    rank: int = _number(16, above=0)
+    alpha: float = _number(32.0, above=0)
+    dropout: float = _number(0.0, at_least=0, below=1)
+    targets: str = "all-linear"
+
+
+@dataclass(frozen=True)
+class TrainingConfig(_Checked):
+    """Preference training. All objectives of a run share it, so that they see the same pairs in the same order."""
+
+    steps: int = _number(24, above=0)
+    batch_size: int = _number(16, above=0)  # pairs per step
+    micro_batch_size: int | None = _number(None, above=0)  # pairs per forward pass; None: the whole batch
+    reference_batch_size: int = _number(16, above=0)  # reference samples per step, where the objective uses them
+    pretraining_batch_size: int = _number(16, above=0)  # texts per step, where the objective uses them
+    learning_rate: float = _number(2e-5, above=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = _number(2, at_least=0)
+    weight_decay: float = _number(0.0, at_least=0)
+    max_grad_norm: float = _number(1.0, above=0)
+    log_every: int = _number(1, above=0)
+    save_every: int = _number(0, at_least=0)  # a checkpoint to resume from; 0: none
+    save_model: bool = False  # keep the trained model (safetensors) in the run's folder
+    gradient_checkpointing: bool = False
+    reference: Literal["precomputed", "live"] = "precomputed"  # "live" only to measure what precomputing saves
+    lora: LoRAConfig | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(_Checked):
+    """What is measured before, during and after training."""
+
+    at: tuple[int, ...] = _number((), at_least=0)  # steps besides the first (0) and the last
+    prompts: int = _number(64, above=0)  # held-out prompts, from which the policy samples
+    held_out_samples: int = _number(64, above=0)  # reference samples on held-out prompts
+    held_out_pairs: int = _number(64, above=0)
+    training_pairs: int = _number(64, above=0)  # a fixed subset, for the overfitting gap
+    other_texts: int = _number(64, above=0)
+    other_text_tokens: int = _number(48, above=1)
+    batch_size: int = _number(32, above=0)
+    benchmarks: tuple[str, ...] = ()  # local tasks by name, or lm-eval tasks where a hub is reachable
+    benchmark_limit: int | None = _number(None, above=0)  # items per task
+    benchmark_include: str | None = None  # folder with further lm-eval task files
+
+
+@dataclass(frozen=True)
+class RunConfig(_Checked):
+    """Everything that determines a run's results."""
+
+    name: str = "run"
+    seed: int = _number(0, at_least=0)  # splits, supervised fine-tuning, sampling
+    training_seeds: tuple[int, ...] = _number((0,), at_least=0)  # each draws its own labels and order of the pairs
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    labels: tuple[LabelConfig, ...] = field(default_factory=lambda: (LabelConfig(),))
+    objectives: tuple[ObjectiveConfig, ...] = field(default_factory=lambda: (ObjectiveConfig(),))
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("labels", "objectives", "training_seeds"):
+            if not getattr(self, key):
+                raise ConfigError(f"{key} must not be empty")
+        names = [label.name for label in self.labels]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"labels: each needs its own name, but they are {', '.join(names)}")
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, or a shipped configuration by name, and apply `key.key=value` overrides.
+
+        Raises ConfigError for a file that is missing or not YAML, unknown keys, wrong types and values out of range.
+        """
+        source = find(path)
+        try:
+            values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source}: not valid YAML: {error}") from error
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
+        values.setdefault("name", source.stem)
+        try:
+            for override in overrides:
+                _apply(values, override)
+            return typing.cast(Self, _build(cls, values, ""))
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings: what `load` reads, with every default written out."""
+        return typing.cast(dict[str, Any], _plain(self))
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files("llm_runs") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def find(path: str | Path) -> Path:
+    """The file of a configuration: a path, or the name of a shipped one."""
+    if Path(path).is_file():
+        return Path(path)
+    shipped_file = Path(str(resources.files("llm_runs") / "configs" / f"{path}.yaml"))
+    if shipped_file.is_file():
+        return shipped_file
+    raise ConfigError(f"no configuration file {str(path)!r}; give a path or one of: {', '.join(shipped())}")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, for example training.steps=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {}) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} has no keys of its own; give the whole list or value")
+    values[last] = value
+
+
+def _build(cls: type, values: Any, place: str) -> Any:
+    """A dataclass from a mapping, rejecting unknown keys."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{place or 'the file'}: expected keys and values, found {values!r}")
+    hints = typing.get_type_hints(cls)
+    names = [entry.name for entry in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=3) or names
+            where = f"in section {place!r}" if place else "at the top level"
+            raise ConfigError(f"unknown key {key!r} {where}; nearest valid names: {', '.join(near)}")
+    prefix = f"{place}." if place else ""
+    arguments = {key: _convert(value, hints[key], prefix + key) for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        message = str(error)
+        own = f"{cls.__name__}."
+        raise ConfigError(prefix + message.removeprefix(own) if message.startswith(own) else message) from error
+
+
+def _convert(value: Any, hint: Any, place: str) -> Any:
+    """`value` as the annotated type, without any lossy conversion."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, typing.cast(type, hint)) else _build(typing.cast(type, hint), value, place)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), place)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{place} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{place} must be a list, not {value!r}")
+        return tuple(_convert(item, arguments[0], f"{place}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place} must be keys and values, not {value!r}")
+        return {str(key): _scientific(item) for key, item in value.items()}
+    if hint is float:
+        value = _scientific(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise ConfigError(f"{place} must be a number, not {value!r}")
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        kind = {int: "a whole number", str: "text", bool: "true or false"}[hint]
+        raise ConfigError(f"{place} must be {kind}, not {value!r}")
+    return value
+
+
+def _scientific(value: Any) -> Any:
+    """YAML 1.1 reads `1e-5` (without a point) as text; make it the number that was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [_scientific(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _scientific(item) for key, item in value.items()}
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,56 @@
+"""Examples in token ids: what flows from data to training. Ids are kept from sampling on, never tokenised twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """One completion of one prompt. `completion_ids` includes the end-of-text token where the model ended by itself."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]  # at least one token
+    prompt: str = ""
+    completion: str = ""
+    logp: float | None = None  # log-probability under the policy that sampled it (temperature 1), nats
+    reward: float | None = None  # ground truth, where there is one
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """Two completions of one prompt, the first preferred."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    prompt: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    id: str = ""  # stable across label sets: the same two completions carry the same id, whichever is preferred
+    flipped: bool = False  # True: chosen is the second of the two completions as sampled
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    probability: float | None = None  # p(chosen preferred), from which the label was drawn
+
+    def flip(self) -> TokenPair:
+        """The same two completions with the preference reversed."""
+        return replace(
+            self,
+            chosen_ids=self.rejected_ids,
+            rejected_ids=self.chosen_ids,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            flipped=not self.flipped,
+            chosen_reward=self.rejected_reward,
+            rejected_reward=self.chosen_reward,
+            probability=None if self.probability is None else 1 - self.probability,
+        )
+
+    @property
+    def samples(self) -> tuple[TokenSample, TokenSample]:
+        """The two completions, chosen first."""
+        return (
+            TokenSample(self.prompt_ids, self.chosen_ids, self.prompt, self.chosen, reward=self.chosen_reward),
+            TokenSample(self.prompt_ids, self.rejected_ids, self.prompt, self.rejected, reward=self.rejected_reward),
+        )
