@@ -19,8 +19,10 @@ from typing import Any, Literal, Self
 
 import yaml
 
+from llm_runs.errors import InputError
 
-class ConfigError(ValueError):
+
+class ConfigError(InputError):
     """A configuration that cannot be used; the message says which key, where, and what is allowed."""
 
 
