@@ -40,6 +40,7 @@ class Asset:
 
     @property
     def folder(self) -> Path:
+        """Where it is unpacked; there only when complete."""
         return home() / "assets" / f"{self.package}-{self.version}"
 
 
@@ -139,7 +140,7 @@ def put(source: Path, folder: Path) -> None:
     """Move a complete folder to its place in one step; another process that was faster wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.rename(source, folder)
+        source.rename(folder)
     except OSError as error:
         if not folder.is_dir():
             raise AssetError(f"cannot move {source} to {folder}: {error.strerror}") from error
@@ -165,7 +166,11 @@ class _staging_folder:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
-            reason = _no_room("") if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{home()}: {error.strerror}"
+            reason = (
+                _no_room("")
+                if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+                else f"{home()}: {error.strerror}"
+            )
             raise AssetError(reason) from error
 
 

@@ -1,0 +1,232 @@
+"""Load a language model and its tokenizer from a pinned asset, a folder, a GGUF file or a hub id; save it as safetensors.
+
+GGUF is converted once and cached. No pickle is ever read and no code that comes with a model is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from analysis.records import fingerprint
+from llm_runs import assets
+from llm_runs.config import ModelConfig
+from llm_runs.errors import InputError
+
+TINY = "tiny-random"
+
+# What SmolLM2 and other ChatML models use, without a default system prompt.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def select_device(config: ModelConfig) -> torch.device:
+    """The device to run on: as configured, or CUDA, then MPS, then CPU, whichever is there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[config.device]:
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise InputError(f"model.device is {config.device!r}, but this machine has only: {usable}")
+    return torch.device(config.device)
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 arithmetic on CUDA (weights stay as loaded); elsewhere nothing, because CPUs are slower with it."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def prepare(config: ModelConfig, folder: Path, texts: Iterable[str] = (), seed: int = 0) -> str:
+    """Where the configured model can be loaded from: a folder, or a hub id.
+
+    Fetches and converts what is needed. `tiny-random` is made in `folder`, its tokenizer trained on `texts`.
+    """
+    if config.name == TINY:
+        if not (folder / "config.json").is_file():
+            model, tokenizer = tiny_random(texts, seed)
+            save(model, tokenizer, folder)
+        return str(folder)
+    if config.name in assets.ASSETS:
+        files = sorted(assets.fetch(config.name).rglob("*.gguf"))
+        if not files:
+            raise InputError(f"the asset {config.name!r} is not a language model")
+        return str(convert_gguf(files[0]))
+    path = Path(config.name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no such model file: {path}")
+        return str(convert_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} is not a model folder: it has no config.json")
+        return str(path)
+    return config.name
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, padding on the left as batched generation needs it."""
+    with _load_errors(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source), revision=revision, trust_remote_code=False
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of {source} has no end-of-text token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is known by attention masks, never by its id
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(
+    source: str | Path, device: torch.device | str = "cpu", dtype: str = "auto", revision: str | None = None
+) -> PreTrainedModel:
+    """The model with its weights in `dtype` (auto: float32), on `device`, in evaluation mode."""
+    with _load_errors(source):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            revision=revision,
+            dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Model (safetensors) and tokenizer into `folder`, which appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as staging:
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        (Path(staging) / "built").mkdir()
+        for entry in Path(staging).iterdir():
+            if entry.name != "built":
+                entry.rename(Path(staging) / "built" / entry.name)
+        assets.put(Path(staging) / "built", folder)
+    return folder
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens, prompt and completion together, that the model was made for."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+
+
+def convert_gguf(path: Path) -> Path:
+    """A GGUF file as a cached folder of safetensors (float32) and tokenizer, converted on first use."""
+    folder = assets.home() / "converted" / f"{path.stem}-{fingerprint(path)[:12]}"
+    room = 12 * path.stat().st_size  # four bits to 32, and as much again while saving
+    return assets.build(folder, room, lambda temporary: _convert(path, temporary))
+
+
+def _convert(path: Path, folder: Path) -> None:
+    with _load_errors(path):
+        quantised = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    # The loaded model refuses to be saved as long as its config calls it quantised, so make a clean one.
+    settings = quantised.config.to_dict()
+    settings.pop("quantization_config", None)
+    if "rms_norm_eps" in settings:
+        settings["rms_norm_eps"] = float(f"{settings['rms_norm_eps']:.6g}")  # 9.999999747e-06 was 1e-5 before float32
+    model = AutoModelForCausalLM.from_config(type(quantised.config).from_dict(settings), dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.tie_weights()
+    if _pre_tokenizer_name(path) == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = split_digits()
+    tokenizer.model_max_length = context_length(model)
+    tokenizer.padding_side = "left"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def split_digits() -> pre_tokenizers.PreTokenizer:
+    """The pre-tokenizer that GGUF calls "smollm": every digit on its own, then bytes. Loaders of GGUF forget the digits."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+
+
+def _pre_tokenizer_name(path: Path) -> str | None:
+    from gguf import GGUFReader
+
+    entry = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    return None if entry is None else str(entry.contents())
+
+
+def tiny_random(
+    texts: Iterable[str], seed: int = 0, vocabulary: int = 512
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """An untrained Llama (2 layers, 64 wide) with a byte-pair tokenizer trained on `texts`: nothing to download."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = split_digits()
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHATML,
+        padding_side="left",
+        model_max_length=256,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    return model.eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _load_errors(source: str | Path) -> Any:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"cannot load a model from {str(source)!r}: {reason}. Give one of {', '.join((TINY, 'smollm2-135m-instruct'))}, "
+            "a folder with config.json and safetensors, a .gguf file, or a hub id that this machine can reach."
+        ) from error
