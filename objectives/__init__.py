@@ -1,0 +1,42 @@
+"""Preference objectives as sums of terms: the same object runs in exact bandits and in language-model training."""
+
+from objectives import links, margins
+from objectives.batches import Batch, PairBatch, SampleBatch
+from objectives.domains import NonNegative, Positive, Real
+from objectives.errors import ObjectiveError
+from objectives.links import Link
+from objectives.margins import Margin
+from objectives.registry import Description, describe, get, names, parse, register
+from objectives.terms import Objective, PairTerm, Term, pair_term
+
+# isort: split
+# The built-in objectives register themselves on import.
+from objectives import maximum_preference, pairwise  # noqa: F401
+from objectives.regularisers import chosen_nll, forward_kl, pretraining
+
+__all__ = [
+    "Batch",
+    "Description",
+    "Link",
+    "Margin",
+    "NonNegative",
+    "Objective",
+    "ObjectiveError",
+    "PairBatch",
+    "PairTerm",
+    "Positive",
+    "Real",
+    "SampleBatch",
+    "Term",
+    "chosen_nll",
+    "describe",
+    "forward_kl",
+    "get",
+    "links",
+    "margins",
+    "names",
+    "pair_term",
+    "parse",
+    "pretraining",
+    "register",
+]

@@ -1,0 +1,242 @@
+"""The one registry: names to factories, with what a reader needs to know about each.
+
+A third party registers with the decorator, or by an entry point of the group ``preference_objectives`` that names a module (or a
+callable) which does.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import Tensor
+
+from objectives.domains import HyperParameter, hyperparameters, unknown_name
+from objectives.errors import ObjectiveError
+from objectives.terms import Objective, Part, Term
+
+ENTRY_POINT_GROUP = "preference_objectives"
+Factory = Callable[..., Term | tuple[Term, ...]]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the registry knows of an objective besides its code."""
+
+    name: str
+    factory: Factory
+    family: str
+    formula: str
+    paper: str
+    equation: str
+    optimum: str
+    watch: str
+    differences: str
+
+    @property
+    def hyperparameters(self) -> tuple[HyperParameter, ...]:
+        """What the factory's signature declares."""
+        return hyperparameters(self.factory)
+
+
+@dataclass(frozen=True)
+class Description:
+    """`describe`'s answer; ``str()`` gives it as text."""
+
+    name: str
+    summary: str
+    family: str
+    formula: str
+    paper: str
+    equation: str
+    needs: tuple[str, ...]
+    hyperparameters: tuple[HyperParameter, ...]
+    optimum: str
+    watch: str
+    differences: str
+
+    def __str__(self) -> str:
+        source = ", ".join(filter(None, (self.paper, self.equation)))
+        rows = [
+            ("formula", self.formula),
+            ("source", source or "not given"),
+            ("family", self.family),
+            ("needs", ", ".join(self.needs)),
+            *(
+                ("default" if i == 0 else "", f"{h.name} = {h.default!r}  ({h.allowed})")
+                for i, h in enumerate(self.hyperparameters)
+            ),
+            ("optimum", self.optimum),
+            ("watch", self.watch),
+            ("variants", self.differences),
+        ]
+        return "\n".join([f"{self.name}: {self.summary}", *(f"  {key:<9} {text}" for key, text in rows if text)])
+
+
+_specs: dict[str, Spec] = {}
+_entry_points_loaded = False
+
+
+def register(
+    name: str,
+    *,
+    formula: str,
+    family: str = "pairwise",
+    paper: str = "",
+    equation: str = "",
+    optimum: str = "",
+    watch: str = "",
+    differences: str = "",
+) -> Callable[[Factory], Factory]:
+    """Decorator for a factory: its arguments, with defaults and domains, are the hyper-parameters; it returns one term or several.
+
+    Args:
+        name: an identifier, unique in the registry.
+        formula: the per-example loss, in the notation of the documentation.
+        family: the heading under which lists show it.
+        paper, equation: the source, e.g. ``arXiv 2305.18290`` and ``eq. 7``.
+        optimum: the analytic optimum, where known. watch: what to look out for. differences: variants, and where libraries differ.
+
+    Raises:
+        ObjectiveError: the name is taken or is not an identifier, or a hyper-parameter has no default.
+    """
+    if not name.isidentifier():
+        raise ObjectiveError(f"an objective's name must be an identifier such as 'my_loss'; got {name!r}")
+    if not formula:
+        raise ObjectiveError(f"{name}: a formula is required")
+
+    def decorate(factory: Factory) -> Factory:
+        if name in _specs:
+            raise ObjectiveError(f"an objective {name!r} is already registered by {_specs[name].factory.__module__}")
+        spec = Spec(name, factory, family, formula, paper, equation, optimum, watch, differences)
+        for parameter in spec.hyperparameters:
+            parameter.check(name, parameter.default)
+        _specs[name] = spec
+        return factory
+
+    return decorate
+
+
+def specs() -> dict[str, Spec]:
+    """Everything registered, entry points included, by name."""
+    global _entry_points_loaded
+    if not _entry_points_loaded:
+        _entry_points_loaded = True
+        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                entry_point.load()
+            except Exception as error:
+                raise ObjectiveError(
+                    f"entry point {entry_point.name!r} ({entry_point.value}) could not be loaded: {error}"
+                ) from error
+    return dict(sorted(_specs.items()))
+
+
+def names() -> list[str]:
+    """The registered names, sorted."""
+    return list(specs())
+
+
+def _spec(name: str) -> Spec:
+    known = specs()
+    if name not in known:
+        raise ObjectiveError(unknown_name("objective", name, list(known)))
+    return known[name]
+
+
+def get(name: str, **hyperparameters: Any) -> Objective:
+    """The objective ``name``; hyper-parameters not given take their defaults.
+
+    A number may be a tensor of shape (...) that holds one value per problem of a batch.
+
+    Raises:
+        ObjectiveError: an unknown name or hyper-parameter (with the nearest ones), or a value outside its domain.
+    """
+    spec = _spec(name)
+    declared = {parameter.name: parameter for parameter in spec.hyperparameters}
+    for key in hyperparameters:
+        if key not in declared:
+            raise ObjectiveError(f"{name}: {unknown_name('hyper-parameter', key, list(declared))}")
+    values = {key: p.check(name, hyperparameters.get(key, p.default)) for key, p in declared.items()}
+    made = spec.factory(**values)
+    terms = made if isinstance(made, tuple) else (made,)
+    kept = tuple(term for term in terms if not (isinstance(term.weight, int | float) and term.weight == 0))
+    return Objective(
+        (Part(name, _label(name, values, declared), values, kept, lambda **changed: get(name, **changed)),)
+    )
+
+
+def _label(name: str, values: dict[str, Any], declared: dict[str, HyperParameter]) -> str:
+    """``name(first, and those that differ from their defaults)``."""
+    first = next(iter(values), None)
+    shown = {
+        key: value
+        for key, value in values.items()
+        if key == first or isinstance(value, Tensor) or value != declared[key].default
+    }
+    return f"{name}({', '.join(f'{key}={_readable(value)}' for key, value in shown.items())})"
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def parse(text: str) -> Objective:
+    """The objective that a label names: ``dpo(beta=0.1)+forward_kl(weight=0.1)``; hyper-parameters left out take their defaults.
+
+    Raises:
+        ObjectiveError: the text is not such a sum, or names something unknown.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ObjectiveError(f"not an objective: {text!r}; write it as dpo(beta=0.1)+forward_kl(weight=0.1)") from error
+    return _parse(tree, text)
+
+
+def _parse(node: ast.expr, text: str) -> Objective:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _parse(node.left, text) + _parse(node.right, text)
+    if isinstance(node, ast.Name):
+        return get(node.id)
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and not node.args
+        and all(k.arg for k in node.keywords)
+    ):
+        try:
+            values = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        except ValueError as error:
+            raise ObjectiveError(f"hyper-parameters in {text!r} must be literal values") from error
+        return get(node.func.id, **values)
+    raise ObjectiveError(f"not an objective: {text!r}; write it as dpo(beta=0.1)+forward_kl(weight=0.1)")
+
+
+def describe(name: str) -> Description:
+    """Formula, source, needs, defaults and known facts of an objective.
+
+    Raises:
+        ObjectiveError: an unknown name.
+    """
+    spec = _spec(name)
+    objective = get(name)
+    summary = (spec.factory.__doc__ or "").strip().split("\n")[0]
+    return Description(
+        name=name,
+        summary=summary,
+        family=spec.family,
+        formula=spec.formula,
+        paper=spec.paper,
+        equation=spec.equation,
+        needs=tuple(sorted(objective.needs)),
+        hyperparameters=spec.hyperparameters,
+        optimum=spec.optimum,
+        watch=spec.watch,
+        differences=spec.differences,
+    )

@@ -1,0 +1,205 @@
+"""An objective is a sum of terms; a term is (data source, weight, per-example loss).
+
+A loss never reduces, logs or loads. The reduction, the same for a bandit's exact expectation and for a minibatch, is `Objective.value`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from objectives.batches import Batch, PairBatch
+from objectives.errors import ObjectiveError
+from objectives.links import Link
+from objectives.margins import Margin, Value
+
+SOURCES = ("pairs", "reference_samples", "pretraining", "candidates", "unpaired", "rollouts")
+
+
+def per_example(value: Value) -> Value:
+    """A hyper-parameter of a batch of problems, (...), made to broadcast over the examples of each, (..., 1); a number stays itself."""
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.ndim else value
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One expectation of the objective: ``weight * E_source[loss]``.
+
+    ``loss(batch)`` maps the source's batch to (..., N), one value per example. ``needs`` names what the batch must carry beyond
+    the policy's log-probs: "ref_logps", "lengths", "reference_token_kl".
+    """
+
+    name: str
+    source: str
+    loss: Callable[[Any], Tensor]
+    weight: Value = 1.0
+    needs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class PairTerm(Term):
+    """``link(scale * margin - offset)`` on labelled pairs; its parts stay visible, so that an exact solver can differentiate and
+    bound it in closed form."""
+
+    margin: Margin | None = None
+    link: Link | None = None
+    scale: Value = 1.0
+    offset: Value = 0.0
+
+    def argument(self, batch: PairBatch) -> Tensor:
+        """(..., N): what the link is applied to."""
+        assert self.margin is not None
+        return per_example(self.scale) * self.margin.value(batch, self.name) - per_example(self.offset)
+
+
+def pair_term(
+    name: str, margin: Margin, link: Link, *, scale: Value = 1.0, offset: Value = 0.0, weight: Value = 1.0
+) -> PairTerm:
+    """The pair loss ``link(scale * margin - offset)``."""
+
+    def loss(batch: PairBatch) -> Tensor:
+        assert term.link is not None
+        return term.link.value(term.argument(batch))
+
+    term = PairTerm(
+        name=name,
+        source="pairs",
+        loss=loss,
+        weight=weight,
+        needs=margin.needs,
+        margin=margin,
+        link=link,
+        scale=scale,
+        offset=offset,
+    )
+    return term
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One named component of an objective, as the registry made it from ``hyperparameters``."""
+
+    name: str
+    label: str
+    hyperparameters: Mapping[str, Any]
+    terms: tuple[Term, ...]
+    rebuild: Callable[..., Objective]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A sum of terms with a name. Made by `objectives.get`; objectives compose with ``+``."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """``dpo``, or ``dpo+forward_kl`` for a composition."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def label(self) -> str:
+        """The name with its strength and whatever differs from the defaults, e.g. ``dpo(beta=0.1)+forward_kl(weight=0.1)``;
+        `objectives.parse` reads it back."""
+        return "+".join(part.label for part in self.parts)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Of a single objective ``{"beta": 0.1}``; of a composition with the part's name in front, ``{"dpo.beta": 0.1}``."""
+        if len(self.parts) == 1:
+            return dict(self.parts[0].hyperparameters)
+        return {f"{part.name}.{key}": value for part in self.parts for key, value in part.hyperparameters.items()}
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """All terms, those of weight 0 left out."""
+        return tuple(term for part in self.parts for term in part.terms)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a producer must supply: the sources, and what their batches must carry ("ref_logps", "lengths", ...)."""
+        return frozenset().union(*(term.needs | {term.source} for term in self.terms))
+
+    @property
+    def needs_temperature(self) -> bool:
+        """Whether a ``temperature="auto"`` waits for its number: see `with_temperature`."""
+        return any(part.hyperparameters.get("temperature") == "auto" for part in self.parts)
+
+    def with_temperature(self, temperature: float) -> Objective:
+        """The same objective with ``temperature="auto"`` replaced by a number (nats): the standard deviation of the plain margin
+        between two reference samples of one prompt; 1 in a bandit."""
+        parts: list[Part] = []
+        for part in self.parts:
+            auto = part.hyperparameters.get("temperature") == "auto"
+            parts += part.rebuild(**{**part.hyperparameters, "temperature": temperature}).parts if auto else (part,)
+        return Objective(tuple(parts))
+
+    def __add__(self, other: Objective) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
+        repeated = {part.name for part in self.parts} & {part.name for part in other.parts}
+        if repeated:
+            raise ObjectiveError(
+                f"{', '.join(sorted(repeated))} is already part of {self.name}: change its hyper-parameters instead"
+            )
+        return Objective(self.parts + other.parts)
+
+    def __repr__(self) -> str:
+        return f"Objective({self.label})"
+
+    def term_values(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Weighted expectation of each term, by term name, each of shape (...).
+
+        Args:
+            batches: one batch per source of the objective.
+
+        Raises:
+            ObjectiveError: a source or a field is missing, a log-prob is not finite or is positive.
+        """
+        values: dict[str, Tensor] = {}
+        for source in dict.fromkeys(term.source for term in self.terms):
+            if source not in batches:
+                raise ObjectiveError(
+                    f"{self.name} needs a batch of {source!r}; given: {', '.join(batches) or 'nothing'}"
+                )
+            batches[source].check(self.name)
+        for term in self.terms:
+            batch = batches[term.source]
+            values[term.name] = values.get(term.name, 0.0) + term.weight * batch.mean(_one_per_example(term, batch))
+        return values
+
+    def value(self, batches: Mapping[str, Batch]) -> Tensor:
+        """The objective, (...): sum over terms of weight * sum_i w_i loss_i. See `term_values`."""
+        values = list(self.term_values(batches).values())
+        return sum(values[1:], start=values[0])
+
+    def pair_losses(self, batch: PairBatch) -> Tensor:
+        """(..., N): one loss per pair, not reduced: the sum of the terms whose source is the pairs.
+
+        Raises:
+            ObjectiveError: the objective has no such term, or the batch lacks what it needs.
+        """
+        terms = [term for term in self.terms if term.source == "pairs"]
+        if not terms:
+            raise ObjectiveError(
+                f"{self.name} has no term on pairs; its sources: {', '.join(sorted({t.source for t in self.terms}))}"
+            )
+        batch.check(self.name)
+        losses = [per_example(term.weight) * _one_per_example(term, batch) for term in terms]
+        return sum(losses[1:], start=losses[0])
+
+
+def _one_per_example(term: Term, batch: Batch) -> Tensor:
+    """The term's losses, refused unless there is one per example: a reduced loss would silently ignore the weights."""
+    losses = term.loss(batch)
+    examples = max(tensor.shape[-1] for tensor in batch.tensors().values())
+    if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[-1] != examples:
+        shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise ObjectiveError(
+            f"{term.name}: a loss must return one value per example, (..., {examples}); it returned {shape}"
+        )
+    return losses
