@@ -92,7 +92,8 @@ class DataConfig(_Checked):
 class RewardConfig(_Checked):
     """The ground-truth reward that scores sampled completions."""
 
-    name: Literal["tfidf", "vader", "words"] = "tfidf"
+    name: Literal["tfidf", "vader"] = "tfidf"
+    second: Literal["none", "vader"] = "none"  # only evaluated, never optimised: shows over-optimisation of the first
     max_features: int = _number(50000, above=0)  # tfidf: size of the vocabulary
     regularisation: float = _number(10.0, above=0)  # tfidf: inverse strength C of the logistic regression
 

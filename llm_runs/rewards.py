@@ -1,0 +1,107 @@
+"""Ground-truth rewards: what scores completions, draws the labels, and later judges the trained policies."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from analysis.records import atomic_write
+from llm_runs import assets
+from llm_runs.config import RewardConfig
+from llm_runs.errors import InputError
+from llm_runs.texts import Text
+
+
+class Reward(Protocol):
+    """Scores completions of prompts; higher is better."""
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        """One number for each prompt with its completion, (N,)."""
+
+
+class TfidfReward:
+    """Logistic regression on TF-IDF features of words and word pairs: the log-odds that prompt + completion is positive.
+
+    A linear score likes gibberish made of positive words, so look at KL and perplexity beside it.
+    """
+
+    def __init__(
+        self, vocabulary: dict[str, int], idf: NDArray[np.float64], weights: NDArray[np.float64], intercept: float
+    ) -> None:
+        self.vocabulary, self.idf, self.weights, self.intercept = vocabulary, idf, weights, intercept
+        self._vectoriser = _vectoriser(vocabulary=vocabulary)
+        self._vectoriser.idf_ = idf
+
+    @classmethod
+    def fit(cls, texts: Sequence[Text], config: RewardConfig) -> TfidfReward:
+        """Fit on labelled texts. Raises InputError unless both labels occur."""
+        labels = [text.label for text in texts]
+        if set(labels) != {0, 1}:
+            raise InputError("the reward needs texts with label 1 and texts with label 0, and no others")
+        vectoriser = _vectoriser(max_features=config.max_features, min_df=2)
+        features = vectoriser.fit_transform([text.text for text in texts])
+        model = LogisticRegression(C=config.regularisation, max_iter=1000).fit(features, labels)
+        vocabulary = {word: int(index) for word, index in vectoriser.vocabulary_.items()}
+        return cls(vocabulary, vectoriser.idf_, model.coef_[0], float(model.intercept_[0]))
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        """Log-odds of the positive label, (N,)."""
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        if not texts:
+            return np.zeros(0)
+        return np.asarray(self._vectoriser.transform(texts) @ self.weights + self.intercept, dtype=np.float64)
+
+    def save(self, path: Path) -> None:
+        """Write one .npz file of plain arrays (the vocabulary as UTF-8 JSON bytes); no pickle."""
+        words = np.frombuffer(json.dumps(self.vocabulary).encode(), dtype=np.uint8)
+        arrays: dict[str, Any] = {"words": words, "idf": self.idf, "weights": self.weights, "intercept": np.array(self.intercept)}
+        atomic_write(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+
+    @classmethod
+    def load(cls, path: Path) -> TfidfReward:
+        """Read what `save` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                words = json.loads(arrays["words"].tobytes())
+                return cls(words, arrays["idf"], arrays["weights"], float(arrays["intercept"]))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: not a saved reward ({error}); delete it to have it fitted again") from error
+
+
+def _vectoriser(**settings: Any) -> TfidfVectorizer:
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **settings)
+
+
+class VaderReward:
+    """vaderSentiment's compound score in [-1, 1] of prompt + completion (Hutto and Gilbert 2014)."""
+
+    def __init__(self) -> None:
+        (path,) = assets.fetch("vader").rglob("vaderSentiment.py")
+        spec = importlib.util.spec_from_file_location("vaderSentiment", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self._analyser = module.SentimentIntensityAnalyzer()
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        """Compound scores, (N,)."""
+        pairs = zip(prompts, completions, strict=True)
+        return np.array(
+            [self._analyser.polarity_scores(prompt + completion)["compound"] for prompt, completion in pairs]
+        )
+
+
+def accuracy(reward: Reward, texts: Sequence[Text]) -> float:
+    """Share of labelled texts whose score has the sign of their label."""
+    scores = reward.score([text.text for text in texts], [""] * len(texts))
+    return float(np.mean((scores > 0) == np.array([text.label == 1 for text in texts])))
