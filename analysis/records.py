@@ -67,22 +67,27 @@ class Run:
 
     @property
     def kind(self) -> str:
+        """``bandit``, ``llm`` or ``llm_cost``."""
         return str(self.manifest["kind"])
 
     @property
     def id(self) -> str:
+        """Stable, human-readable name."""
         return str(self.manifest["id"])
 
     @property
     def config(self) -> dict[str, Any]:
+        """Every setting that the result depends on."""
         return dict(self.manifest["config"])
 
     @property
     def seeds(self) -> dict[str, int]:
+        """Random seeds by purpose."""
         return dict(self.manifest["seeds"])
 
     @property
     def tables(self) -> tuple[str, ...]:
+        """Names of the tables."""
         return tuple(self.manifest["tables"])
 
     def table(self, name: str) -> pd.DataFrame:
@@ -169,7 +174,7 @@ def write_run(
         staged[manifest_path] = _stage(manifest_path, text.encode())  # last in, last renamed
         for path, temporary in staged.items():
             with _os_errors(path, "cannot be written"):
-                os.replace(temporary, path)
+                temporary.replace(path)
         _sync_folder(folder)
     finally:
         for temporary in staged.values():
@@ -253,7 +258,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[Binary
     temporary = _stage(path, content)
     try:
         with _os_errors(path, "cannot be written"):
-            os.replace(temporary, path)
+            temporary.replace(path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,8 +9,10 @@ import math
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -88,7 +90,9 @@ def test_a_flipped_bit_in_a_table_is_found_and_named(tmp_path: Path) -> None:
         (lambda text: text.replace('"sha256"', '"md5"'), "has no checksum"),
     ],
 )
-def test_a_damaged_manifest_is_refused_with_its_reason(tmp_path: Path, change, reason: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_manifest_is_refused_with_its_reason(
+    tmp_path: Path, change: Callable[[str], str], reason: str
+) -> None:
     path = write(tmp_path) / "run.json"
     changed = change(path.read_text())
     assert changed != path.read_text()
@@ -122,8 +126,10 @@ def test_find_runs_lists_good_runs_and_says_why_it_skipped_the_others(tmp_path: 
     runs, skipped = records.find_runs(tmp_path)
     assert [run.folder for run in runs] == [tmp_path / "a", tmp_path / "b" / "deep"]
     assert len(skipped) == 2
-    assert "damaged" in skipped[0] and "sha256" in skipped[0]
-    assert "interrupted" in skipped[1] and "no run.json" in skipped[1]
+    assert "damaged" in skipped[0]
+    assert "sha256" in skipped[0]
+    assert "interrupted" in skipped[1]
+    assert "no run.json" in skipped[1]
     with pytest.raises(records.RecordError, match="no such folder"):
         records.find_runs(tmp_path / "absent")
 
@@ -168,7 +174,7 @@ def test_the_kernel_refusing_a_write_leaves_the_earlier_file_whole(tmp_path: Pat
 def test_an_interruption_while_writing_leaves_nothing_half_written(tmp_path: Path) -> None:
     path = records.atomic_write(tmp_path / "x", lambda handle: handle.write(b"one"))
 
-    def interrupted(handle) -> None:  # type: ignore[no-untyped-def]
+    def interrupted(handle: BinaryIO) -> None:
         handle.write(b"tw")
         raise KeyboardInterrupt
 

@@ -1,0 +1,224 @@
+"""Records by what they say: bandit experiments by name, language-model runs by objective, strength and labels.
+
+Claims and figures ask here and never read files. Runs that differ in their training seed alone form one ``Setting``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.records import Run, find_runs
+
+NEAR_DETERMINISTIC = "near_deterministic"
+NOISY = "noisy"
+METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
+
+BANDIT_COMMAND = "python -m toy_bandits run {name} --out out/bandits"
+LLM_COMMAND = "python -m llm_runs run quick --out out/llm"
+COST_COMMAND = "python -m llm_runs cost quick --out out/llm"
+
+# What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
+_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "training", "evaluation")
+
+
+class MissingEvidence(ValueError):
+    """The records that a claim or figure needs are not there; says which, and the command that makes them."""
+
+    def __init__(self, what: str, command: str) -> None:
+        self.what = what
+        self.command = command
+        super().__init__(f"no records of {what}; make them with: {command}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Language-model runs of one objective at one strength on one kind of labels: one run for each training seed."""
+
+    objective: str  # registry name, e.g. "dpo" or "dpo+forward_kl"
+    label: str  # with hyper-parameters, e.g. "dpo(beta=0.1)"
+    strength: float  # beta, or tau for ipo
+    hyperparameters: dict[str, Any]
+    labels: str  # "near_deterministic" or "noisy"
+    runs: tuple[Run, ...]
+
+    @functools.cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """step, split, metric, item, value: the mean over the training seeds of each item's value."""
+        frames = [run.table("evaluations") for run in self.runs]
+        if len(frames) == 1:
+            return frames[0]
+        keys = ["step", "split", "metric", "item"]
+        return pd.concat(frames).groupby(keys, sort=True)["value"].mean().reset_index()
+
+    @functools.cached_property
+    def metrics(self) -> pd.DataFrame:
+        """step, name, value: the mean over the training seeds."""
+        frames = [run.table("metrics") for run in self.runs]
+        if len(frames) == 1:
+            return frames[0]
+        return pd.concat(frames).groupby(["step", "name"], sort=True)["value"].mean().reset_index()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps at which anything was evaluated; 0 is the reference itself."""
+        return sorted(int(step) for step in self.evaluations["step"].unique())
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the evaluated splits."""
+        return sorted(self.evaluations["split"].unique())
+
+    def items(self, split: str, metric: str, step: int | None = None) -> pd.Series:
+        """Value by item at ``step`` (default: the last step at which this was evaluated); empty where there is none."""
+        frame = self.evaluations
+        frame = frame[(frame["split"] == split) & (frame["metric"] == metric)]
+        if frame.empty:
+            return pd.Series(dtype=float)
+        frame = frame[frame["step"] == (frame["step"].max() if step is None else step)]
+        return pd.Series(frame["value"].to_numpy(dtype=float), index=pd.Index(frame["item"], name="item"))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All runs found below some folders."""
+
+    runs: tuple[Run, ...]
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, *folders: str | os.PathLike[str]) -> Evidence:
+        """Read every run at or below the folders.
+
+        Raises:
+            RecordError: a folder does not exist.
+        """
+        runs: list[Run] = []
+        skipped: list[str] = []
+        for folder in folders:
+            found, lines = find_runs(folder)
+            runs += found
+            skipped += lines
+        return cls(tuple(runs), tuple(skipped))
+
+    def bandit_run(self, experiment: str) -> Run:
+        """The run of a bandit experiment; of several, the one written last.
+
+        Raises:
+            MissingEvidence: there is none.
+        """
+        matching = [run for run in self.runs if run.kind == "bandit" and _experiment(run) == experiment]
+        if not matching:
+            command = BANDIT_COMMAND.format(name=experiment)
+            raise MissingEvidence(f"the bandit experiment {experiment!r}", command)
+        return max(matching, key=lambda run: (str(run.manifest.get("times", {}).get("written")), str(run.folder)))
+
+    def bandit(self, experiment: str) -> pd.DataFrame:
+        """Table ``results`` of a bandit experiment: one row per solved problem."""
+        return self.bandit_run(experiment).table("results")
+
+    @functools.cached_property
+    def _families(self) -> list[list[Run]]:
+        """Language-model runs that may be compared with each other, the largest group first."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.kind == "llm":
+                shared = {key: run.config[key] for key in _FAMILY_KEYS if key in run.config}
+                groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
+        return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].folder)))
+
+    @functools.cached_property
+    def settings(self) -> list[Setting]:
+        """The language-model settings of the largest group of comparable runs, in a stable order."""
+        groups: dict[tuple[str, str], list[Run]] = {}
+        for run in self._families[0] if self._families else []:
+            groups.setdefault((run.config["objective"]["label"], run.config["labels"]["name"]), []).append(run)
+        settings = [_setting(runs) for runs in groups.values()]
+        return sorted(settings, key=lambda one: (one.labels, one.objective, one.strength, one.label))
+
+    @property
+    def left_out(self) -> list[str]:
+        """One line for each group of language-model runs that cannot be compared with the group in use."""
+        return [
+            f"left out {len(group)} language-model run(s) that differ in model, data or training, such as {group[0].folder}"
+            for group in self._families[1:]
+        ]
+
+    def language_model(self, objective: str | None = None, labels: str | None = None) -> list[Setting]:
+        """Settings of one objective (by name) and one kind of labels, by rising strength.
+
+        Raises:
+            MissingEvidence: there is none.
+        """
+        found = [one for one in self.settings if objective in (None, one.objective) and labels in (None, one.labels)]
+        if not found:
+            what = " ".join(
+                filter(None, ("language-model runs", objective and f"of {objective}", labels and f"on {labels} labels"))
+            )
+            raise MissingEvidence(what, LLM_COMMAND)
+        return found
+
+    def costs(self) -> list[Run]:
+        """Runs that measure time and memory per step.
+
+        Raises:
+            MissingEvidence: there is none.
+        """
+        found = [run for run in self.runs if run.kind == "llm_cost"]
+        if not found:
+            raise MissingEvidence("time and memory per step", COST_COMMAND)
+        return found
+
+
+def strength_of(hyperparameters: dict[str, Any]) -> float:
+    """The regularisation strength among an objective's hyper-parameters: beta, or tau for ipo; NaN where neither is."""
+    for key, value in hyperparameters.items():  # compositions carry "dpo.beta", the pair loss first
+        if key.rpartition(".")[2] in ("beta", "tau"):
+            return float(value)
+    return float("nan")
+
+
+def comparable(evidence: Evidence, labels: str, methods: Iterable[str] = METHODS) -> dict[str, Setting]:
+    """One setting for each method, matched on reward.
+
+    Rule: the target is the smallest of the methods' best mean rewards on held-out prompts; of each method the
+    strength is taken whose mean reward is nearest to the target. Equal rewards are thus compared where they exist.
+    """
+    rewards = {
+        method: {
+            one.label: (one, float(one.items("held_out_prompts", "reward").mean()))
+            for one in evidence.language_model(method, labels)
+        }
+        for method in methods
+    }
+    best = [np.nanmax([reward for _, reward in by_label.values()] or [np.nan]) for by_label in rewards.values()]
+    target = min(best)
+    return {
+        method: min(by_label.values(), key=lambda pair: abs(pair[1] - target) if np.isfinite(pair[1]) else np.inf)[0]
+        for method, by_label in rewards.items()
+    }
+
+
+def _experiment(run: Run) -> str:
+    return str(run.config.get("experiment", Path(run.folder).name))
+
+
+def _setting(runs: list[Run]) -> Setting:
+    objective = runs[0].config["objective"]
+    hyperparameters = dict(objective["hyperparameters"])
+    return Setting(
+        objective=objective["name"],
+        label=objective["label"],
+        strength=strength_of(hyperparameters),
+        hyperparameters=hyperparameters,
+        labels=runs[0].config["labels"]["name"],
+        runs=tuple(runs),
+    )

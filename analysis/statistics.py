@@ -1,0 +1,179 @@
+"""Estimates with intervals. The methods are scipy's; here they get one type, fixed seeds and honest edge cases.
+
+What is resampled is always the *items* (held-out prompts, samples, benchmark questions) or, in bandits, the seeds of
+the sampled data sets. With one training seed an interval says nothing about training noise, and whoever reports it
+must say so (``over`` below). From fewer than two values no interval is made.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 2000
+SEED = 20231216  # any fixed number: the same records always give the same interval
+
+Method = Literal["BCa", "percentile", "basic"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval; ``low`` and ``high`` are NaN where no interval can be given."""
+
+    estimate: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0  # values it rests on
+    over: str = "items"  # what n counts
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval at all."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.known and self.low > 0
+
+    @property
+    def below_zero(self) -> bool:
+        """Whether the whole interval lies below 0."""
+        return self.known and self.high < 0
+
+    def __str__(self) -> str:
+        if not self.known:
+            return f"{self.estimate:.3g} (no interval: n = {self.n})"
+        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def mean(values: ArrayLike, *, over: str = "items", method: Method = "BCa", level: float = LEVEL) -> Interval:
+    """Mean of ``values`` (n,) with a bootstrap interval (Efron 1987 for BCa).
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    data = _finite(values)
+    if data.size < 2 or np.ptp(data) == 0:  # nothing varies: no interval can be learnt from these values
+        return Interval(float(data.mean()) if data.size else math.nan, n=data.size, over=over)
+    result = stats.bootstrap(
+        (data,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method=method,
+        rng=np.random.default_rng(SEED),
+    )
+    low, high = result.confidence_interval
+    return Interval(float(data.mean()), float(low), float(high), data.size, over)
+
+
+def standard_error(values: ArrayLike) -> float:
+    """Standard error of the mean of ``values`` (n,); NaN for n < 2."""
+    data = _finite(values)
+    return float(stats.sem(data)) if data.size > 1 else math.nan
+
+
+def paired_difference(first: pd.Series, second: pd.Series, *, over: str = "items", level: float = LEVEL) -> Interval:
+    """Mean of ``first - second`` over the items that both have, matched by index, with a bootstrap interval.
+
+    Raises:
+        ValueError: an index has repeated items, the two share fewer than half of the smaller one's items, or a value
+            is NaN or infinite.
+    """
+    first, second = matched(first, second)
+    return mean((first - second).to_numpy(), over=over, level=level)
+
+
+def matched(*columns: pd.Series) -> tuple[pd.Series, ...]:
+    """The columns restricted to the items that all have, in one order.
+
+    Raises:
+        ValueError: an index has repeated items, or fewer than half of the smallest column's items are shared.
+    """
+    for column in columns:
+        if column.index.has_duplicates:
+            raise ValueError(f"paired values need unique items; {column.index[column.index.duplicated()][0]!r} repeats")
+    shared = columns[0].index
+    for column in columns[1:]:
+        shared = shared.intersection(column.index)
+    shared = shared.sort_values()
+    smallest = min(len(column) for column in columns)
+    if 2 * len(shared) < smallest:
+        raise ValueError(
+            f"only {len(shared)} of {smallest} items are shared: these values were not measured on the same items"
+        )
+    return tuple(column.loc[shared] for column in columns)
+
+
+def difference_of_means(first: ArrayLike, second: ArrayLike, *, over: str = "items", level: float = LEVEL) -> Interval:
+    """``mean(first) - mean(second)`` of two independent samples, with a bootstrap interval."""
+    one, two = _finite(first), _finite(second)
+    estimate = float(one.mean() - two.mean()) if one.size and two.size else math.nan
+    n = min(one.size, two.size)
+    if n < 2 or np.ptp(one) + np.ptp(two) == 0:
+        return Interval(estimate, n=n, over=over)
+    result = stats.bootstrap(
+        (one, two),
+        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    low, high = result.confidence_interval
+    return Interval(estimate, float(low), float(high), n, over)
+
+
+def over_items(
+    statistic: Callable[[NDArray[np.intp]], float], n: int, *, over: str = "items", level: float = LEVEL
+) -> Interval:
+    """Bootstrap interval (percentile) of any statistic of ``n`` items, given as a function of the items' indices."""
+    estimate = float(statistic(np.arange(n)))
+    if n < 2 or not math.isfinite(estimate):
+        return Interval(estimate, n=n, over=over)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.arange(n),),
+            lambda index: statistic(index),
+            n_resamples=RESAMPLES // 2,
+            confidence_level=level,
+            method="percentile",
+            vectorized=False,
+            rng=np.random.default_rng(SEED),
+        )
+    low, high = result.confidence_interval
+    if low == high:
+        return Interval(estimate, n=n, over=over)
+    return Interval(estimate, float(low), float(high), n, over)
+
+
+def proportion(successes: int, trials: int, *, over: str = "seeds", level: float = LEVEL) -> Interval:
+    """A proportion with its Wilson score interval (Wilson 1927)."""
+    if trials == 0:
+        return Interval(math.nan, over=over)
+    interval = stats.binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
+    return Interval(successes / trials, float(interval.low), float(interval.high), trials, over)
+
+
+def trend(x: ArrayLike, y: ArrayLike) -> float:
+    """Kendall's tau-b of ``y`` against ``x``: 1 for a rising, -1 for a falling sequence; infinite values rank highest."""
+    return float(stats.kendalltau(np.asarray(x, dtype=float), np.asarray(y, dtype=float)).statistic)
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    """The values as a flat float array. A value that is not finite is an error: leaving it out would change the answer."""
+    data = np.asarray(values, dtype=float).ravel()
+    if not np.isfinite(data).all():
+        raise ValueError(f"{int((~np.isfinite(data)).sum())} of {data.size} values are not finite")
+    return data
