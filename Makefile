@@ -1,0 +1,66 @@
+# make reproduce   the whole main job into out/ (bandits first, then the language model); run it again to continue
+# make test        lint, types, tests: no GPU, no hub
+# make figures     redraw the figures from the records in out/
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+BIN := $(VENV)/bin
+
+.PHONY: help reproduce bandits language-model figures claims test lint types pytest clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+# One environment with exact versions; the stamps make a second call start at once.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "== creating the virtual environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "== installing (torch is the large one)"
+	$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "== installing, with what the tests need"
+	$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[test,peer]'
+	@touch $@ $(VENV)/.run
+
+reproduce: bandits language-model figures claims
+
+bandits: $(VENV)/.run
+	@echo "== 1/4 exact bandits, with their figures"
+	$(BIN)/python -m toy_bandits run --out $(OUT)/bandits
+	$(BIN)/python -m paper_figures bandits --records $(OUT) --out $(OUT)/figures
+
+language-model: $(VENV)/.run
+	@echo "== 2/4 the language model"
+	$(BIN)/python -m llm_runs run quick --out $(OUT)/language_model
+
+figures: $(VENV)/.run
+	@echo "== 3/4 all figures"
+	$(BIN)/python -m paper_figures all --records $(OUT) --out $(OUT)/figures
+
+claims: $(VENV)/.run
+	@echo "== 4/4 verdicts"
+	$(BIN)/python -m analysis claims $(OUT)
+	@echo "Figures: $(OUT)/figures (PDF, PNG, and the records behind each); records: $(OUT)/bandits, $(OUT)/language_model"
+
+test: lint types pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+pytest: $(VENV)/.test
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
