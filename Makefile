@@ -22,12 +22,12 @@ $(VENV)/.created:
 
 $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "== installing (torch is the large one)"
-	$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "== installing, with what the tests need"
-	$(BIN)/python -m pip install --quiet --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[test,peer]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,peer]'
 	@touch $@ $(VENV)/.run
 
 reproduce: bandits language-model figures claims
