@@ -22,6 +22,8 @@ NEAR_DETERMINISTIC = "near_deterministic"
 NOISY = "noisy"
 METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
 
+STRENGTHS = ("beta", "tau")  # hyper-parameters that are a regularisation strength
+
 BANDIT_COMMAND = "python -m toy_bandits run {name} --out out/bandits"
 LLM_COMMAND = "python -m llm_runs run quick --out out/llm"
 COST_COMMAND = "python -m llm_runs cost quick --out out/llm"
@@ -49,6 +51,14 @@ class Setting:
     hyperparameters: dict[str, Any]
     labels: str  # "near_deterministic" or "noisy"
     runs: tuple[Run, ...]
+
+    @property
+    def variant(self) -> str:
+        """The objective with every hyper-parameter but the strength."""
+        others = [
+            f"{key}={value}" for key, value in self.hyperparameters.items() if key.rpartition(".")[2] not in STRENGTHS
+        ]
+        return f"{self.objective}({', '.join(sorted(others))})"
 
     @functools.cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -181,7 +191,7 @@ class Evidence:
 def strength_of(hyperparameters: dict[str, Any]) -> float:
     """The regularisation strength among an objective's hyper-parameters: beta, or tau for ipo; NaN where neither is."""
     for key, value in hyperparameters.items():  # compositions carry "dpo.beta", the pair loss first
-        if key.rpartition(".")[2] in ("beta", "tau"):
+        if key.rpartition(".")[2] in STRENGTHS:
             return float(value)
     return float("nan")
 

@@ -1,0 +1,75 @@
+"""Command line: ``python -m analysis claims``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from analysis.claims import CLAIMS
+from analysis.claims.table import explain, render
+from analysis.evidence import Evidence
+from analysis.records import RecordError
+
+EXAMPLES = """\
+examples:
+  python -m analysis claims                         the verdicts from the records in out/
+  python -m analysis claims out/bandits out/llm     from several folders
+  python -m analysis claims --explain C3            the reasoning behind one verdict
+  python -m analysis claims --format markdown > claims.md
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when done, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Turn run records into verdicts.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    claims = commands.add_parser(
+        "claims",
+        help="the table of claims: verdict, effect size, interval",
+        description="Judge every claim from the records found in the folders.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    claims.add_argument(
+        "folders", nargs="*", default=["out"], metavar="FOLDER", help="where the records lie (default: out)"
+    )
+    claims.add_argument("--explain", metavar="CLAIM", help="the reasoning behind one claim, such as C3")
+    claims.add_argument(
+        "--format", choices=("text", "markdown", "csv"), default="text", help="of the table (default: text)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _claims(options.folders, options.explain, options.format)
+    except (RecordError, _UnknownClaim) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        return 0
+    return 0
+
+
+class _UnknownClaim(ValueError):
+    """A claim that does not exist was asked for."""
+
+
+def _claims(folders: Sequence[str], explained: str | None, style: str) -> None:
+    chosen = [claim for claim in CLAIMS if explained is None or claim.id.lower() == explained.lower()]
+    if not chosen:
+        raise _UnknownClaim(
+            f"there is no claim {explained!r}; the claims are {', '.join(claim.id for claim in CLAIMS)}"
+        )
+    evidence = Evidence.load(*folders)
+    findings = [finding for claim in chosen for finding in claim.findings(evidence)]
+    print(explain(chosen[0], findings, evidence) if explained else render(findings, style))
+    for line in (*evidence.skipped, *evidence.left_out):
+        print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""C4: finite data (theory fact F2, Ford's criterion)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.claims.c1 import over
+from analysis.claims.model import Claim, Domain, Judgement, Part, above, exact
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, Evidence, Setting
+from analysis.statistics import Interval, difference_of_means, mean, proportion, trend
+
+
+def bandit(evidence: Evidence) -> Judgement:
+    """With few labels DPO mostly has no finite minimiser; with many it has one; IPO and MaxPO always have one."""
+    frame = minimisers(evidence.bandit("finite_data"))
+    dpo = divergence(frame, "dpo")
+    sizes = [int(size) for size in dpo.index]
+    fewest, most = min(sizes), max(sizes)
+    few, many = _proportion(dpo, fewest), _proportion(dpo, most)
+    parts: list[Part] = [
+        above(f"dpo: probability of no finite minimiser at N = {fewest} labels, more likely than not", few, bound=0.5),
+        above(
+            f"dpo: that probability at N = {fewest} less at N = {most}",
+            Interval(few.estimate - many.estimate, few.low - many.high, few.high - many.low, few.n, "data sets"),
+        ),
+    ]
+    tau = trend(dpo.index, dpo["diverges"] / dpo["n"])
+    parts.append(exact("dpo: rank correlation of that probability with N", bool(tau < 0), tau))
+    for method in ("ipo", "maxpo"):
+        other = divergence(frame, method)
+        total = int(other["diverges"].sum())
+        parts.append(
+            exact(f"{method}: data sets of {int(other['n'].sum())} without a finite minimiser", total == 0, total)
+        )
+    # One gap per data set; several strengths of one data set are not independent and are averaged first.
+    at_fewest = frame[frame["labels"] == fewest].groupby(["objective", "seed"])["overfit_gap"].mean()
+    for method in ("ipo", "maxpo"):
+        gap = (at_fewest["dpo"] - at_fewest[method]).dropna()
+        parts.append(above(f"dpo's overfitting gap less {method}'s at N = {fewest}", mean(gap, over="data sets")))
+    return Judgement(
+        parts, [f"{frame['seed'].nunique()} sampled data sets per N; intervals are over data sets (Wilson, bootstrap)"]
+    )
+
+
+def minimisers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of experiment finite_data that are minimisers, not steps of a gradient path."""
+    return frame[frame["step"].isna()] if "step" in frame else frame
+
+
+def divergence(frame: pd.DataFrame, objective: str) -> pd.DataFrame:
+    """By number of labels: ``diverges``, the data sets without a finite minimiser at any strength, out of ``n``."""
+    rows = frame[frame["objective"] == objective]
+    if rows.empty:
+        raise ValueError(f"experiment finite_data has no rows of {objective}")
+    by_set = (rows["status"] == "diverges").groupby([rows["labels"], rows["seed"]]).any()
+    grouped = by_set.groupby(level="labels")
+    return pd.DataFrame({"diverges": grouped.sum().astype(int), "n": grouped.size()})
+
+
+def _proportion(counts: pd.DataFrame, labels: int) -> Interval:
+    diverges, total = (int(count) for count in counts.loc[labels, ["diverges", "n"]].to_numpy())
+    return proportion(diverges, total, over="data sets")
+
+
+def language_model(evidence: Evidence) -> Judgement:
+    """Preference accuracy on training pairs less held-out pairs: above 0 for DPO and larger than IPO's and MaxPO's."""
+    settings = {method: evidence.language_model(method, NEAR_DETERMINISTIC) for method in METHODS}
+    parts = [above("dpo: accuracy on training pairs less held-out pairs", _gap(settings["dpo"]), "")]
+    for method in ("ipo", "maxpo"):
+        parts.append(above(f"dpo's gap less {method}'s", _gap(settings["dpo"], settings[method]), ""))
+    every = [setting for found in settings.values() for setting in found]
+    return Judgement(parts, ["mean over the strengths run", *over(every)])
+
+
+def _accuracies(settings: list[Setting], split: str) -> pd.Series:
+    """By pair: preference accuracy, mean over strengths."""
+    columns = [setting.items(split, "preference_accuracy") for setting in settings]
+    return pd.concat(columns, axis=1, join="inner").mean(axis=1)
+
+
+def _gap(first: list[Setting], second: list[Setting] | None = None) -> Interval:
+    """Training less held-out accuracy of ``first``, or its excess over that of ``second``; bootstrap over pairs."""
+    splits = []
+    for split in ("training_pairs", "held_out_pairs"):
+        values = _accuracies(first, split)
+        if second is not None:
+            values = (values - _accuracies(second, split)).dropna()
+        splits.append(values.to_numpy(dtype=float))
+    return difference_of_means(*splits, over="pairs")
+
+
+CLAIM = Claim(
+    id="C4",
+    title="Finite data",
+    prediction="Few labels, each seen once, are deterministic: DPO then has no finite minimiser and overfits; IPO and MaxPO do not.",
+    data={
+        Domain.BANDIT: "experiment finite_data: N labels drawn from a Bradley-Terry world, many data sets",
+        Domain.LANGUAGE_MODEL: "preference accuracy on training and on held-out pairs after training, near-deterministic labels",
+    },
+    rule={
+        Domain.BANDIT: "DPO: with the fewest labels more likely than not without a finite minimiser, and falling with N. IPO, MaxPO: never"
+        " without one, and a smaller overfitting gap with the fewest labels; intervals over data sets, 95 %.",
+        Domain.LANGUAGE_MODEL: "accuracy on training less held-out pairs: above 0 for DPO, and larger than IPO's"
+        " and MaxPO's; bootstrap over"
+        " pairs, 95 %.",
+    },
+    figures=("finite_data", "training"),
+    bandit=bandit,
+    language_model=language_model,
+)

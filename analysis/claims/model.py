@@ -1,0 +1,153 @@
+"""What a claim is, and how the verdicts of its parts make the verdict of the whole.
+
+A claim predicts several things; each is a ``Part`` with its own effect size, interval and verdict. The whole
+
+- holds                when every part holds,
+- fails                when a part fails and none holds,
+- is mixed             when some parts hold and some fail,
+- not enough evidence  when records are missing, or no part fails but some interval leaves the answer open.
+
+An interval that contains the boundary leaves its part open: absence of evidence is never counted for either side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from analysis.evidence import Evidence, MissingEvidence
+from analysis.statistics import Interval
+
+
+class Verdict(StrEnum):
+    """What the records say about a claim or one of its parts."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    MIXED = "mixed"
+    OPEN = "not enough evidence"
+
+
+class Domain(StrEnum):
+    """Where a claim is tested."""
+
+    BANDIT = "bandits (exact)"
+    LANGUAGE_MODEL = "language model"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One predicted thing: what was measured, in which unit, and its verdict."""
+
+    statement: str
+    verdict: Verdict
+    value: Interval
+    unit: str = ""
+    exact: bool = False  # computed without sampling: an interval would have no meaning
+
+    @property
+    def effect(self) -> str:
+        """Effect size with unit and interval, in words."""
+        if self.exact:
+            return f"{_number(self.value.estimate)} {self.unit} (exact)".replace("  ", " ")
+        if not self.value.known:
+            return f"{_number(self.value.estimate)} {self.unit} (no interval)".replace("  ", " ")
+        low, high = _number(self.value.low), _number(self.value.high)
+        return f"{_number(self.value.estimate)} {self.unit} [{low}, {high}]".replace("  ", " ")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim in one domain, judged. The first part carries the headline effect."""
+
+    claim: Claim
+    domain: Domain
+    verdict: Verdict
+    parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def effect(self) -> str:
+        """The headline: the first part's statement and effect size."""
+        return f"{self.parts[0].statement}: {self.parts[0].effect}" if self.parts else ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a test returns: its parts, and notes that a reader needs (what an interval covers, caveats)."""
+
+    parts: list[Part]
+    notes: list[str]
+
+
+Test = Callable[[Evidence], Judgement]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the theory; ``bandit`` and ``language_model`` are None where the claim says nothing about the domain."""
+
+    id: str
+    title: str
+    prediction: str
+    data: dict[Domain, str]
+    rule: dict[Domain, str]
+    figures: tuple[str, ...]
+    bandit: Test | None = None
+    language_model: Test | None = None
+
+    def findings(self, evidence: Evidence) -> list[Finding]:
+        """The claim judged in every domain that it speaks about."""
+        tests = ((Domain.BANDIT, self.bandit), (Domain.LANGUAGE_MODEL, self.language_model))
+        return [judge(self, domain, test, evidence) for domain, test in tests if test is not None]
+
+
+def judge(claim: Claim, domain: Domain, test: Test, evidence: Evidence) -> Finding:
+    """Run one test; missing records, or records that cannot be compared, are no evidence and the notes say why."""
+    try:
+        judgement = test(evidence)
+    except MissingEvidence as missing:
+        return Finding(claim, domain, Verdict.OPEN, notes=(str(missing),))
+    except (KeyError, ValueError) as error:  # a column or metric that is absent, unpaired items, NaN in a record
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        return Finding(claim, domain, Verdict.OPEN, notes=(f"the records cannot answer this: {reason}",))
+    return Finding(claim, domain, combine(judgement.parts), tuple(judgement.parts), tuple(judgement.notes))
+
+
+def combine(parts: Iterable[Part]) -> Verdict:
+    """The verdict of the whole, by the rule at the top of this module."""
+    verdicts = {part.verdict for part in parts}
+    if Verdict.MIXED in verdicts or {Verdict.HOLDS, Verdict.FAILS} <= verdicts:
+        return Verdict.MIXED
+    if Verdict.FAILS in verdicts:
+        return Verdict.FAILS
+    return Verdict.HOLDS if verdicts == {Verdict.HOLDS} else Verdict.OPEN
+
+
+def exact(statement: str, holds: bool, value: float, unit: str = "") -> Part:
+    """A part that was computed exactly."""
+    return Part(statement, Verdict.HOLDS if holds else Verdict.FAILS, Interval(float(value)), unit, exact=True)
+
+
+def above(statement: str, value: Interval, unit: str = "", bound: float = 0.0) -> Part:
+    """A part that predicts a value above ``bound``: holds when the whole interval does, fails when all of it is below."""
+    return Part(statement, _against(value.low - bound, value.high - bound, value.known), value, unit)
+
+
+def below(statement: str, value: Interval, unit: str = "", bound: float = 0.0) -> Part:
+    """A part that predicts a value below ``bound``."""
+    return Part(statement, _against(bound - value.high, bound - value.low, value.known), value, unit)
+
+
+def _against(low: float, high: float, known: bool) -> Verdict:
+    if not known:
+        return Verdict.OPEN
+    return Verdict.HOLDS if low > 0 else Verdict.FAILS if high < 0 else Verdict.OPEN
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return {math.inf: "infinite", -math.inf: "-infinite"}.get(value, "none")
+    return f"{value:.3g}" if abs(value) < 1e4 or abs(value) >= 1e6 else f"{value:.0f}"

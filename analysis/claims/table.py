@@ -1,0 +1,94 @@
+"""Findings as text, Markdown or CSV, and the reasoning behind one claim."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import pandas as pd
+from tabulate import tabulate
+
+from analysis.claims.model import Claim, Domain, Finding
+from analysis.evidence import Evidence
+
+WIDTH = 120
+_WIDTHS = (4, 20, 15, 19, 46)  # claim, title, where, verdict, effect; with borders within WIDTH
+_HEADERS = ("", "Claim", "Where", "Verdict", "Effect size [95 % interval]")
+
+
+def render(findings: Sequence[Finding], style: str) -> str:
+    """The table of verdicts; ``style`` is ``text`` (at most 120 columns), ``markdown`` or ``csv`` (one row per part)."""
+    if style == "csv":
+        return parts_frame(findings).to_csv(index=False).rstrip("\n")
+    rows = [
+        (one.claim.id, one.claim.title, one.domain.value, one.verdict.value, one.effect or " ".join(one.notes))
+        for one in findings
+    ]
+    if style == "markdown":
+        return str(tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True))
+    return str(tabulate(rows, _HEADERS, tablefmt="simple_grid", maxcolwidths=list(_WIDTHS), disable_numparse=True))
+
+
+def parts_frame(findings: Sequence[Finding]) -> pd.DataFrame:
+    """One row per part, and one for each finding without parts: the table for other programs."""
+    rows: list[dict[str, object]] = []
+    for one in findings:
+        base: dict[str, object] = {
+            "claim": one.claim.id,
+            "title": one.claim.title,
+            "where": one.domain.value,
+            "verdict": one.verdict.value,
+        }
+        for part in one.parts:
+            value = part.value
+            rows.append(
+                base
+                | {
+                    "part": part.statement,
+                    "part_verdict": part.verdict.value,
+                    "effect": value.estimate,
+                    "unit": part.unit,
+                    "low": value.low,
+                    "high": value.high,
+                    "n": None if part.exact else value.n,
+                    "over": "exact" if part.exact else value.over,
+                    "notes": "; ".join(one.notes),
+                }
+            )
+        if not one.parts:
+            rows.append(base | {"notes": "; ".join(one.notes)})
+    return pd.DataFrame(rows)
+
+
+def explain(claim: Claim, findings: Sequence[Finding], evidence: Evidence) -> str:
+    """The reasoning of one claim: prediction, data, rule, every part with its verdict, notes, records and figures."""
+    lines = [f"{claim.id}  {claim.title}", "", *_wrap("Prediction: " + claim.prediction)]
+    for one in findings:
+        lines += ["", f"{one.domain.value.upper()}: {one.verdict.value}"]
+        lines += _wrap("Data: " + claim.data[one.domain], "  ") + _wrap("Rule: " + claim.rule[one.domain], "  ")
+        for part in one.parts:
+            lines += _wrap(f"- {part.verdict.value}: {part.statement}: {part.effect}", "  ", "    ")
+        lines += [line for note in one.notes for line in _wrap(f"* {note}", "  ", "    ")]
+    if claim.figures:
+        lines += ["", "Figures: python -m paper_figures " + " ".join(claim.figures) + " --out figures"]
+    folders = sorted({str(run.folder) for run in evidence.runs if _concerns(claim, run.kind)})
+    lines += [
+        "",
+        "Records: "
+        + (
+            f"{len(folders)} runs, from {folders[0]} to {folders[-1]}"
+            if len(folders) > 1
+            else "".join(folders) or "none"
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _concerns(claim: Claim, kind: str) -> bool:
+    if kind == "bandit":
+        return Domain.BANDIT in claim.data
+    return Domain.LANGUAGE_MODEL in claim.data and (kind == "llm_cost") == (claim.id == "C5")
+
+
+def _wrap(text: str, first: str = "", rest: str | None = None) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=first + "  " if rest is None else rest)
