@@ -153,17 +153,29 @@ def _per_example(objective: Objective) -> str:
 
 def _step_zero(objective: Objective) -> str:
     """With policy = reference, a loss that compares with the reference does not depend on what the log-probs are (margin 0)."""
-    generator = torch.Generator().manual_seed(3)
     for term in objective.terms:
         if term.source != "pairs" or "ref_logps" not in term.needs:
             continue
-        batch = random_batch("pairs", 8, generator)
-        assert isinstance(batch, PairBatch)
-        start = replace(batch, ref_chosen_logps=batch.chosen_logps, ref_rejected_logps=batch.rejected_logps)
+        starts = [_at_reference(seed) for seed in (3, 4)]
         margin = getattr(term, "margin", None)
-        if margin is not None and not bool((margin.value(start, term.name) == 0).all()):
+        if margin is not None and not bool((margin.value(starts[0], term.name) == 0).all()):
             return f"{term.name}: the margin {margin.name} is not exactly 0 where policy and reference agree"
+        first, second = (term.loss(start) for start in starts)
+        if not torch.equal(first, second):
+            return f"{term.name}: where policy and reference agree, the loss still depends on the log-probs"
     return ""
+
+
+def _at_reference(seed: int) -> PairBatch:
+    """A batch whose policy is the reference; batches of other seeds differ in their log-probs alone."""
+    batch = random_batch("pairs", 8, torch.Generator().manual_seed(0))
+    moved = random_batch("pairs", 8, torch.Generator().manual_seed(seed))
+    assert isinstance(batch, PairBatch)
+    assert isinstance(moved, PairBatch)
+    chosen, rejected = moved.chosen_logps, moved.rejected_logps
+    return replace(
+        batch, chosen_logps=chosen, rejected_logps=rejected, ref_chosen_logps=chosen, ref_rejected_logps=rejected
+    )
 
 
 CHECKS: dict[str, Callable[[Objective], str]] = {
