@@ -115,8 +115,7 @@ class SamplingConfig(_Checked):
     """Sampling of completions from the reference, in advance."""
 
     temperature: float = _number(1.0, above=0)
-    completions_per_prompt: int = _number(2, above=1)  # for the preference pairs
-    pairs_per_prompt: int = _number(1, above=0)
+    pairs_per_prompt: int = _number(1, above=0)  # from twice as many completions
     batch_size: int = _number(64, above=0)
 
 

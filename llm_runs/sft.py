@@ -1,0 +1,87 @@
+"""Supervised fine-tuning on the domain: its result is the reference policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from llm_runs.config import SFTConfig
+from llm_runs.examples import TokenSample
+from llm_runs.logprobs import CompletionBatch, collate, completion_logits, token_logps
+from llm_runs.texts import Text
+
+
+def windows(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[TokenSample]:
+    """The first `tokens` tokens of each text, ended by end-of-text where the text ends there; the first token is given.
+
+    Texts of fewer than two tokens are left out.
+    """
+    found = []
+    for text in texts:
+        ids = tokenizer(text.text, truncation=True, max_length=tokens).input_ids
+        if len(ids) < tokens:
+            ids = [*ids, tokenizer.eos_token_id]
+        if len(ids) > 1:
+            found.append(TokenSample(tuple(ids[:1]), tuple(ids[1:])))
+    return found
+
+
+def train(
+    model: PreTrainedModel, samples: Sequence[TokenSample], config: SFTConfig, *, seed: int, checkpoints: Path
+) -> list[tuple[int, float]]:
+    """Fine-tune `model` in place on the completions; returns (step, mean loss per token in nats).
+
+    Continues from the last whole checkpoint in the folder `checkpoints`.
+    """
+    on_cuda = model.device.type == "cuda"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=config.warmup_steps,
+        weight_decay=0.0,
+        logging_steps=5,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or config.steps,
+        save_total_limit=1,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=model.device.type == "cpu",
+        bf16=on_cuda,
+        report_to=[],
+        remove_unused_columns=False,
+    )
+    trainer = _Trainer(model=model, args=arguments, train_dataset=list(samples), data_collator=_collate)
+    model.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    model.eval()
+    return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end (the trainer writes its state last)."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """The loss is the negative log-likelihood per completion token of the batch."""
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **unused: Any
+    ) -> Tensor:
+        batch = inputs["batch"].to(self.args.device)
+        loss: Tensor = -token_logps(completion_logits(model, batch), batch).sum() / batch.lengths.sum()
+        return loss
+
+
+def _collate(samples: Sequence[TokenSample]) -> dict[str, CompletionBatch]:
+    return {"batch": collate([entry.prompt_ids for entry in samples], [entry.completion_ids for entry in samples])}
