@@ -46,6 +46,10 @@ class CompletionBatch:
         """The same batch on `device`."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def rows(self, rows: slice) -> CompletionBatch:
+        """Some of the sequences."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 

@@ -1,0 +1,456 @@
+"""Preference training: a thin `transformers.Trainer` whose loss is an objective of the registry.
+
+Each forward pass runs the model's body once over chosen and rejected completions, reference samples and pretraining text, and
+its head on completion tokens only. What is supplied follows from `objective.needs`: an objective without reference
+log-probs never gets a reference. Everything else (schedule, accumulation, mixed precision, data parallelism, checkpoints) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors.torch
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import objectives
+from analysis.records import atomic_write, fingerprint
+from llm_runs.config import LoRAConfig, TrainingConfig
+from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.logprobs import completion_logits, completion_logps, kl_from_top, token_logps
+from llm_runs.microbatches import Microbatch, Microbatches, TrainingError, unpack
+from llm_runs.models import context_length
+from llm_runs.reference import ReferenceLogps
+from llm_runs.sft import last_checkpoint
+
+Evaluate = Callable[[PreTrainedModel, int], None]
+SATURATED = 5.0  # |argument of a link| beyond which the flat side of a sigmoid has less than 1 % of its slope left
+
+
+def train(
+    model: PreTrainedModel,
+    objective: objectives.Objective,
+    pairs: Sequence[TokenPair],
+    *,
+    reference: ReferenceLogps | Callable[[], ReferenceLogps] | None = None,
+    reference_samples: Sequence[TokenSample] = (),
+    pretraining: Sequence[Sequence[int]] = (),
+    config: TrainingConfig,
+    seed: int,
+    out: Path,
+    evaluate: Evaluate | None = None,
+    evaluate_at: Collection[int] = (),
+) -> pd.DataFrame:
+    """Train `model` in place and return the metrics, one number a row: columns step, name, value.
+
+    Args:
+        model: the policy, which starts as the reference. With `config.lora` its adapters are merged into it at the end.
+        objective: from `objectives.get`; a `temperature="auto"` must have been resolved.
+        pairs: labelled pairs in token ids.
+        reference: the reference's stored numbers, or a function that loads them. Touched only if the objective needs them.
+        reference_samples: completions of the reference, made in advance; drawn only if the objective needs them.
+        pretraining: token ids of texts; drawn only if the objective needs them.
+        config: steps, batch sizes, optimiser.
+        seed: of the order of the examples (the same for every objective) and of LoRA's initial weights.
+        out: folder for checkpoints (`checkpoints/`, from which an interrupted training goes on) and a failing batch.
+        evaluate: called with the model, in evaluation mode, and the step, after each step in `evaluate_at`.
+
+    Metrics per logged step: loss, loss/<term>, plain_margin, plain_accuracy (of log pi(chosen) - log pi(rejected)), chosen_logps,
+    rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds, peak_memory_bytes; margin and accuracy (reference
+    adjusted) where the objective uses the reference; once, at the last step, passes/<source>: how often each source was seen.
+
+    Raises:
+        TrainingError: unusable input; policy and reference that differ at step 0; a loss or gradient that is not finite (the
+            batch is saved in `out`); checkpoints in `out` that belong to another training.
+    """
+    if objective.needs_temperature:
+        raise TrainingError(f"{objective.label}: resolve temperature='auto' first (objective.with_temperature(number))")
+    from_reference = {"reference_token_kl"} | ({"ref_logps"} if config.reference == "precomputed" else set())
+    stored: ReferenceLogps | None = None
+    if from_reference & objective.needs:
+        stored = reference() if callable(reference) else reference
+    data = Microbatches(objective.needs, pairs, reference_samples, pretraining, stored, config, seed)
+    _check_lengths(model, data)
+    if data.passes.get("reference_samples", 0) > 1:
+        warnings.warn(
+            f"each reference sample is used {data.passes['reference_samples']:.1f} times; more than one pass memorises them: "
+            "raise reference.samples, or lower training.steps or training.reference_batch_size",
+            stacklevel=2,
+        )
+    checkpoints = out / "checkpoints"
+    resume_from = _resumable(checkpoints, _identity(objective, data, config, seed)) if config.save_every else None
+
+    live = _LiveReference(model, config) if "ref_logps" in objective.needs and config.reference == "live" else None
+    _disable_dropout(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trained = _with_adapters(model, config.lora, seed) if config.lora else model
+    trainer = _PreferenceTrainer(
+        model=trained,
+        args=_arguments(model, config, data.per_step, seed, checkpoints),
+        train_dataset=data,
+        data_collator=lambda items: items[0],
+        callbacks=[steps := _Steps(evaluate, evaluate_at)],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress(objective.label))
+    trainer.objective, trainer.live, trainer.steps, trainer.out = objective, live, steps, out
+    trainer.train(resume_from_checkpoint=resume_from)
+    if isinstance(trained, PeftModel):
+        trained.merge_and_unload()
+    model.eval()
+    return _metrics(trainer.state.log_history, data.passes)
+
+
+def clear_checkpoints(out: Path) -> None:
+    """Delete what `train` keeps to resume from; to be called once the run's record is written."""
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+class _PreferenceTrainer(Trainer):  # type: ignore[misc]
+    """The Trainer with an objective's loss, and its parts in the log."""
+
+    objective: objectives.Objective
+    live: _LiveReference | None
+    steps: _Steps
+    out: Path
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides it by the accumulation steps
+        self._parts: list[dict[str, Tensor]] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        microbatch = unpack(inputs)
+        batches = self._batches(model, microbatch)
+        step = int(self.state.global_step)
+        if step == 0:
+            _check_start(batches, self.accelerator.mixed_precision != "no" or self.model.dtype == torch.bfloat16)
+        try:
+            terms = self.objective.term_values(batches)
+            loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                raise objectives.ObjectiveError(f"the loss is {loss.item()}")
+        except objectives.ObjectiveError as error:
+            raise self._failure(step + 1, str(error), inputs) from error
+        self._last_inputs = inputs
+        with torch.no_grad():
+            self._parts.append(_statistics(self.objective, terms, batches))
+        return loss
+
+    def _batches(self, model: Any, microbatch: Microbatch) -> dict[str, objectives.Batch]:
+        sequences, rows = microbatch.sequences, microbatch.rows
+        logits = completion_logits(model, sequences)
+        logps = token_logps(logits, sequences).sum(-1)
+        lengths = sequences.lengths
+        needs = self.objective.needs
+        batches: dict[str, objectives.Batch] = {}
+        if "pairs" in needs:
+            chosen, rejected = rows["chosen"], rows["rejected"]
+            ref_chosen, ref_rejected = microbatch.ref_chosen_logps, microbatch.ref_rejected_logps
+            if self.live is not None:
+                ref_logps = self.live.logps(model, sequences.rows(slice(chosen.start, rejected.stop)))
+                ref_chosen, ref_rejected = ref_logps.chunk(2)
+            batches["pairs"] = objectives.PairBatch(
+                chosen_logps=logps[chosen],
+                rejected_logps=logps[rejected],
+                ref_chosen_logps=ref_chosen,
+                ref_rejected_logps=ref_rejected,
+                chosen_lengths=lengths[chosen],
+                rejected_lengths=lengths[rejected],
+            )
+        if "reference_samples" in needs:
+            samples, top = rows["reference_samples"], microbatch.top
+            batches["reference_samples"] = objectives.SampleBatch(
+                logps=logps[samples],
+                lengths=lengths[samples],
+                token_kl=None if top is None else kl_from_top(top, logits[samples], sequences.completion_mask[samples]),
+            )
+        if "pretraining" in needs:
+            texts = rows["pretraining"]
+            batches["pretraining"] = objectives.SampleBatch(logps=logps[texts], lengths=lengths[texts])
+        return batches
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._parts:
+            names = list(self._parts[0])
+            values = torch.stack([torch.stack([part[name].float() for name in names]) for part in self._parts]).mean(0)
+            values = self.accelerator.reduce(values, reduction="mean")
+            logs |= dict(zip(names, values.tolist(), strict=True))
+            logs |= {
+                "step_seconds": self.steps.seconds,
+                "peak_memory_bytes": float(peak_memory_bytes(self.args.device)),
+            }
+            self._parts.clear()
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                reason = f"the gradient's norm is {logs['grad_norm']}"
+                raise self._failure(int(self.state.global_step), reason, self._last_inputs)
+        super().log(logs, start_time)
+
+    def _failure(self, step: int, reason: str, inputs: Mapping[str, Tensor]) -> TrainingError:
+        path = self.out / "failed_batch.safetensors"
+        table = {name: tensor.detach().cpu().contiguous() for name, tensor in inputs.items()}
+        atomic_write(
+            path, safetensors.torch.save(table, metadata={"step": str(step), "objective": self.objective.label})
+        )
+        return TrainingError(
+            f"training stopped at step {step} of {self.objective.label}: {reason}. The batch is in {path}. "
+            "Lower training.learning_rate, or look at the objective's hyper-parameters"
+        )
+
+
+class _LiveReference:
+    """A reference model kept beside the policy and run at every step: only to measure what precomputing saves."""
+
+    def __init__(self, model: PreTrainedModel, config: TrainingConfig) -> None:
+        self.model = None if config.lora else copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def logps(self, policy: Any, sequences: Any) -> Tensor:
+        """Summed log-probs of the sequences: of the copy, or of the policy with its adapters off."""
+        with ExitStack() as stack:
+            if self.model is None:
+                stack.enter_context(policy.disable_adapter())
+            return completion_logps(self.model or policy, sequences)
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Measures each step's time, without what happens between steps, and evaluates where asked."""
+
+    def __init__(self, evaluate: Evaluate | None, at: Collection[int]) -> None:
+        self.evaluate, self.at = evaluate, frozenset(at)
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._start
+        step = int(state.global_step)
+        control.should_log |= control.should_save or step == state.max_steps  # a checkpoint's log must be whole
+        if self.evaluate is not None and step in self.at:
+            model.eval()  # the Trainer turns training mode on again at its next step
+            with torch.random.fork_rng():
+                self.evaluate(model, step)
+
+
+class _Progress(ProgressCallback):  # type: ignore[misc]
+    """The Trainer's progress bar, with the objective's name and the newest loss instead of printed logs."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_begin(*args, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.label)
+            self.training_bar.unit = "step"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(
+                loss=f"{logs['loss']:.4g}", margin=f"{logs.get('plain_margin', math.nan):.3g}"
+            )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _arguments(
+    model: PreTrainedModel, config: TrainingConfig, per_step: int, seed: int, folder: Path
+) -> TrainingArguments:
+    device = model.device.type
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=1,  # one item is one microbatch
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=device == "cuda",
+        use_cpu=device == "cpu",
+        train_sampling_strategy="sequential",  # the data set is already in its order
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        save_total_limit=1,
+        report_to="none",
+        seed=seed,
+    )
+    if per_step % arguments.world_size:
+        raise TrainingError(
+            f"{arguments.world_size} processes cannot share the {per_step} forward passes of a step evenly: "
+            "change training.micro_batch_size or the number of processes"
+        )
+    arguments.gradient_accumulation_steps = per_step // arguments.world_size
+    return arguments
+
+
+def _check_lengths(model: PreTrainedModel, data: Microbatches) -> None:
+    """Every example must fit into the model's context and have tokens to predict."""
+    limit, vocabulary = context_length(model), int(model.config.vocab_size)
+    examples = [
+        *((f"pair {i}", p.prompt_ids, c) for i, p in enumerate(data.pairs) for c in (p.chosen_ids, p.rejected_ids)),
+        *((f"reference sample {i}", s.prompt_ids, s.completion_ids) for i, s in enumerate(data.samples)),
+        *((f"pretraining text {i}", text[:1], text[1:]) for i, text in enumerate(data.texts)),
+    ]
+    for name, prompt, completion in examples:
+        if not len(prompt) or not len(completion):
+            raise TrainingError(f"{name} has an empty {'completion' if len(prompt) else 'prompt'}: remove it")
+        if len(prompt) + len(completion) > limit:
+            raise TrainingError(
+                f"{name} has {len(prompt)} prompt and {len(completion)} completion tokens, but the model's context is {limit}: "
+                "shorten it or remove it"
+            )
+        if max(*prompt, *completion) >= vocabulary:
+            raise TrainingError(
+                f"{name} has a token id beyond the model's vocabulary of {vocabulary}: another tokenizer's?"
+            )
+
+
+def _check_start(batches: Mapping[str, objectives.Batch], reduced_precision: bool) -> None:
+    """Theory F9: before the first update the policy is the reference, so log-ratios and full-token KL are zero."""
+    absolute, relative = (0.5, 0.02) if reduced_precision else (1e-3, 1e-5)
+    pairs, samples = batches.get("pairs"), batches.get("reference_samples")
+    differences: list[tuple[Tensor, Tensor]] = []
+    if isinstance(pairs, objectives.PairBatch):
+        for policy, reference in (
+            (pairs.chosen_logps, pairs.ref_chosen_logps),
+            (pairs.rejected_logps, pairs.ref_rejected_logps),
+        ):
+            if reference is not None:
+                differences.append(((policy - reference).abs(), reference.abs()))
+    if isinstance(samples, objectives.SampleBatch) and samples.token_kl is not None:
+        differences.append((samples.token_kl.abs(), samples.logps.abs()))
+    for difference, size in differences:
+        if not bool((difference <= absolute + relative * size).all()):
+            raise TrainingError(
+                f"policy and reference differ by up to {difference.max().item():.4g} nats before the first step, where they should be "
+                "the same model: the reference log-probs come from other weights, another tokenizer or template, another "
+                "precision, or dropout is on. Compute them again for this model"
+            )
+
+
+def _statistics(
+    objective: objectives.Objective, terms: Mapping[str, Tensor], batches: Mapping[str, objectives.Batch]
+) -> dict[str, Tensor]:
+    """What is logged of one microbatch besides its loss."""
+    values = {f"loss/{name}": value.detach() for name, value in terms.items()}
+    pairs = batches.get("pairs")
+    if isinstance(pairs, objectives.PairBatch):
+        plain = pairs.chosen_logps - pairs.rejected_logps
+        values |= {
+            "plain_margin": plain.mean(),
+            "plain_accuracy": (plain > 0).float().mean(),
+            "chosen_logps": pairs.chosen_logps.mean(),
+            "rejected_logps": pairs.rejected_logps.mean(),
+        }
+        if pairs.ref_chosen_logps is not None and pairs.ref_rejected_logps is not None:
+            margin = plain - (pairs.ref_chosen_logps - pairs.ref_rejected_logps)
+            values |= {"margin": margin.mean(), "accuracy": (margin > 0).float().mean()}
+        for term in objective.terms:
+            if isinstance(term, objectives.PairTerm) and term.link is not None and term.link.slope_plus == 0:
+                values["saturated_share"] = (term.argument(pairs).abs() > SATURATED).float().mean()
+    return values
+
+
+def _metrics(history: Sequence[Mapping[str, float]], passes: Mapping[str, float]) -> pd.DataFrame:
+    rows = [
+        (int(entry["step"]), name, float(value))
+        for entry in history
+        if "loss" in entry
+        for name, value in entry.items()
+        if name not in ("step", "epoch")
+    ]
+    last = max((step for step, _, _ in rows), default=0)
+    rows += [(last, f"passes/{source}", value) for source, value in passes.items()]
+    return pd.DataFrame(rows, columns=["step", "name", "value"])
+
+
+def _disable_dropout(model: PreTrainedModel) -> None:
+    """Policy and reference must be the same function at the start, so the model's own dropout is off."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "hidden_dropout", "resid_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> PeftModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                lora_dropout=config.dropout,
+                target_modules=config.targets if config.targets == "all-linear" else config.targets.split(","),
+                task_type="CAUSAL_LM",
+            ),
+        )
+
+
+def _identity(objective: objectives.Objective, data: Microbatches, config: TrainingConfig, seed: int) -> str:
+    """What a checkpoint belongs to: objective, data in their order, settings, seed."""
+    sources = {
+        "pairs": [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in data.pairs],
+        "reference_samples": [(s.prompt_ids, s.completion_ids) for s in data.samples],
+        "pretraining": [tuple(text) for text in data.texts],
+    }
+    used = {source: sources[source] for source in sorted(data.order)}
+    return fingerprint([objective.label, used, asdict(config), seed, data.reference.key if data.reference else None])
+
+
+def _resumable(folder: Path, identity: str) -> str | None:
+    """The newest whole checkpoint in `folder`; its mark is written if the folder is new."""
+    mark = folder / "training.json"
+    if mark.is_file():
+        if json.loads(mark.read_text()).get("identity") != identity:
+            raise TrainingError(
+                f"{folder} holds checkpoints of another training (other objective, data, settings or seed): "
+                "delete it, or choose another folder"
+            )
+    else:
+        atomic_write(mark, json.dumps({"identity": identity}).encode())
+    return last_checkpoint(folder)
