@@ -66,8 +66,7 @@ class Setting:
         frames = [run.table("evaluations") for run in self.runs]
         if len(frames) == 1:
             return frames[0]
-        keys = ["step", "split", "metric", "item"]
-        return pd.concat(frames).groupby(keys, sort=True)["value"].mean().reset_index()
+        return _average(frames, ["step", "split", "metric", "item"])
 
     @functools.cached_property
     def metrics(self) -> pd.DataFrame:
@@ -75,7 +74,7 @@ class Setting:
         frames = [run.table("metrics") for run in self.runs]
         if len(frames) == 1:
             return frames[0]
-        return pd.concat(frames).groupby(["step", "name"], sort=True)["value"].mean().reset_index()
+        return _average(frames, ["step", "name"])
 
     @property
     def steps(self) -> list[int]:
@@ -215,6 +214,12 @@ def comparable(evidence: Evidence, labels: str, methods: Iterable[str] = METHODS
         method: min(by_label.values(), key=lambda pair: abs(pair[1] - target) if np.isfinite(pair[1]) else np.inf)[0]
         for method, by_label in rewards.items()
     }
+
+
+def _average(frames: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
+    """Mean of ``value`` over the frames by ``keys``; NaN in one of them stays NaN and is not left out."""
+    groups = pd.concat(frames).groupby(keys, sort=True)["value"]
+    return groups.mean().where(groups.count() == groups.size()).reset_index()
 
 
 def _experiment(run: Run) -> str:

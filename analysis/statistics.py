@@ -102,7 +102,8 @@ def matched(*columns: pd.Series) -> tuple[pd.Series, ...]:
     """
     for column in columns:
         if column.index.has_duplicates:
-            raise ValueError(f"paired values need unique items; {column.index[column.index.duplicated()][0]!r} repeats")
+            repeated = column.index[column.index.duplicated()][0]
+            raise ValueError(f"paired values need unique items, but item {repeated} repeats")
     shared = columns[0].index
     for column in columns[1:]:
         shared = shared.intersection(column.index)

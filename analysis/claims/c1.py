@@ -102,7 +102,7 @@ def _growth(evidence: Evidence, method: str) -> pd.Series:
         first, second = matched(near[label], noisy[label])
         differences.append(first - second)
     columns = matched(*differences)
-    return pd.concat(columns, axis=1).mean(axis=1)
+    return pd.concat(columns, axis=1).mean(axis=1, skipna=False)
 
 
 def over(settings: list[Setting]) -> list[str]:

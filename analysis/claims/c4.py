@@ -75,7 +75,7 @@ def language_model(evidence: Evidence) -> Judgement:
 def _accuracies(settings: list[Setting], split: str) -> pd.Series:
     """By pair: preference accuracy, mean over strengths."""
     columns = [setting.items(split, "preference_accuracy") for setting in settings]
-    return pd.concat(columns, axis=1, join="inner").mean(axis=1)
+    return pd.concat(columns, axis=1, join="inner").mean(axis=1, skipna=False)
 
 
 def _gap(first: list[Setting], second: list[Setting] | None = None) -> Interval:

@@ -70,8 +70,19 @@ class Finding:
 
     @property
     def effect(self) -> str:
-        """The headline: the first part's statement and effect size."""
-        return f"{self.parts[0].statement}: {self.parts[0].effect}" if self.parts else ""
+        """The headline, and the part that decided against it where one did: statement and effect size."""
+        shown = list(self.parts[:1])
+        if self.verdict is not Verdict.HOLDS:
+            against = Verdict.OPEN if self.verdict is Verdict.OPEN else Verdict.FAILS
+            shown += [part for part in self.parts[1:] if part.verdict is against][:1]
+        return "; ".join(f"{part.statement}: {part.effect}" for part in shown)
+
+    @property
+    def score(self) -> str:
+        """How many of the predicted parts hold, such as ``5 of 6``; empty without parts."""
+        if not self.parts:
+            return ""
+        return f"{sum(part.verdict is Verdict.HOLDS for part in self.parts)} of {len(self.parts)}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 
@@ -12,8 +13,8 @@ from analysis.claims.model import Claim, Domain, Finding
 from analysis.evidence import Evidence
 
 WIDTH = 120
-_WIDTHS = (4, 20, 15, 19, 46)  # claim, title, where, verdict, effect; with borders within WIDTH
-_HEADERS = ("", "Claim", "Where", "Verdict", "Effect size [95 % interval]")
+_WIDTHS = (2, 19, 15, 10, 6, 48)  # with the borders within WIDTH
+_HEADERS = ("", "Claim", "Where", "Verdict", "Parts", "Effect size [95 % interval]")
 
 
 def render(findings: Sequence[Finding], style: str) -> str:
@@ -21,7 +22,14 @@ def render(findings: Sequence[Finding], style: str) -> str:
     if style == "csv":
         return parts_frame(findings).to_csv(index=False).rstrip("\n")
     rows = [
-        (one.claim.id, one.claim.title, one.domain.value, one.verdict.value, one.effect or " ".join(one.notes))
+        (
+            one.claim.id,
+            one.claim.title,
+            one.domain.value,
+            one.verdict.value,
+            one.score,
+            one.effect or " ".join(one.notes),
+        )
         for one in findings
     ]
     if style == "markdown":
@@ -71,16 +79,8 @@ def explain(claim: Claim, findings: Sequence[Finding], evidence: Evidence) -> st
         lines += [line for note in one.notes for line in _wrap(f"* {note}", "  ", "    ")]
     if claim.figures:
         lines += ["", "Figures: python -m paper_figures " + " ".join(claim.figures) + " --out figures"]
-    folders = sorted({str(run.folder) for run in evidence.runs if _concerns(claim, run.kind)})
-    lines += [
-        "",
-        "Records: "
-        + (
-            f"{len(folders)} runs, from {folders[0]} to {folders[-1]}"
-            if len(folders) > 1
-            else "".join(folders) or "none"
-        ),
-    ]
+    folders = [str(run.folder) for run in evidence.runs if _concerns(claim, run.kind)]
+    lines += ["", f"Records: {len(folders)} runs" + (f" below {os.path.commonpath(folders)}" if folders else "")]
     return "\n".join(lines)
 
 

@@ -1,0 +1,243 @@
+"""Claims on records whose truth is known: they must hold, fail, stay open, and say what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_records as synthetic
+
+from analysis.__main__ import main
+from analysis.claims import CLAIMS, Domain, Finding, Verdict
+from analysis.claims.model import above, combine, exact
+from analysis.evidence import Evidence, comparable
+from analysis.records import write_run
+from analysis.statistics import Interval
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+SWAP = {"dpo": "maxpo", "maxpo": "dpo"}
+
+
+def judged(folder: Path, claim: str, domain: Domain) -> Finding:
+    return next(found for found in BY_ID[claim].findings(Evidence.load(folder)) if found.domain is domain)
+
+
+def test_the_whole_follows_from_its_parts() -> None:
+    holds, fails = exact("a", True, 1.0), exact("b", False, 0.0)
+    unclear = above("c", Interval(0.1, -1.0, 1.0, 10))
+    assert combine([holds, holds]) is Verdict.HOLDS
+    assert combine([fails, unclear]) is Verdict.FAILS
+    assert combine([holds, fails]) is Verdict.MIXED
+    assert combine([holds, unclear]) is Verdict.OPEN
+    assert combine([]) is Verdict.OPEN
+    assert above("d", Interval(2.0, n=1)).verdict is Verdict.OPEN  # no interval, no verdict
+    assert above("e", Interval(-2.0, -3.0, -1.0, 9)).verdict is Verdict.FAILS
+    assert above("e", Interval(-2.0, -3.0, -1.0, 9), bound=-5.0).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C8", "C9"])
+def test_bandit_claims_hold_where_the_closed_forms_say_so(tmp_path: Path, claim: str) -> None:
+    found = judged(synthetic.write_bandits(tmp_path), claim, Domain.BANDIT)
+    assert found.verdict is Verdict.HOLDS, [(part.statement, part.effect, part.verdict) for part in found.parts]
+
+
+@pytest.mark.parametrize(
+    ("claim", "experiment"),
+    [("C1", "determinism"), ("C2", "strength"), ("C3", "partial_support"), ("C4", "finite_data")],
+)
+def test_bandit_claims_fail_when_dpo_and_maxpo_change_roles(tmp_path: Path, claim: str, experiment: str) -> None:
+    frame = synthetic.EXPERIMENTS[experiment]()
+    synthetic.write_bandit(tmp_path, experiment, frame.assign(objective=frame["objective"].replace(SWAP)))
+    found = judged(tmp_path, claim, Domain.BANDIT)
+    assert found.verdict in (Verdict.FAILS, Verdict.MIXED)
+    against = [part.statement for part in found.parts if part.verdict is Verdict.FAILS]
+    assert any(statement.startswith("dpo") for statement in against)
+    assert any(statement.startswith("maxpo") or "maxpo's" in statement for statement in against)
+
+
+def test_c1_reads_dpos_slope_off_the_closed_form(tmp_path: Path) -> None:
+    """D = logit p / beta, so near p = 1 KL(ref||policy) rises by pi_ref(loser) / beta = .6 per unit of log-odds at beta = 1."""
+    synthetic.write_bandit(tmp_path, "determinism")
+    found = judged(tmp_path, "C1", Domain.BANDIT)
+    assert found.parts[0].value.estimate == pytest.approx(0.6, rel=1e-3)
+
+
+def test_c7_finds_dpo_optimal_in_a_bradley_terry_world(tmp_path: Path) -> None:
+    """There DPO's optimum is the RLHF optimum (F2), so whoever leaves its frontier is dominated: the claim must fail against it."""
+    synthetic.write_bandit(tmp_path, "frontier")
+    found = judged(tmp_path, "C7", Domain.BANDIT)
+    against_dpo = next(part for part in found.parts if "dpo's" in part.statement)
+    assert against_dpo.verdict is Verdict.FAILS
+    assert against_dpo.value.estimate < -0.01
+    note = next(note for note in found.notes if "dpo lies" in note)
+    assert float(note.split("lies ")[1].split()[0]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_c8_fails_when_something_else_regularises_too(tmp_path: Path) -> None:
+    frame = synthetic.ablation()
+    good = frame["regulariser"].isin(["forward_kl", "chosen_nll"])
+    frame.loc[good, "status"] = "converged"
+    frame.loc[good, "off_support_drift"] = 0.0
+    synthetic.write_bandit(tmp_path, "ablation", frame)
+    assert judged(tmp_path, "C8", Domain.BANDIT).verdict is Verdict.MIXED
+    frame.loc[frame["regulariser"] == "forward_kl", "off_support_drift"] = 0.2
+    frame.loc[frame["regulariser"] == "none", ["status", "off_support_drift"]] = ["converged", 0.0]
+    synthetic.write_bandit(tmp_path, "ablation", frame)
+    assert judged(tmp_path, "C8", Domain.BANDIT).verdict is Verdict.FAILS
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C6", "C7"])
+def test_language_model_claims_hold_on_records_made_to_the_prediction(tmp_path: Path, claim: str) -> None:
+    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=256))
+    found = judged(tmp_path, claim, Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.HOLDS, [(part.statement, part.effect, part.verdict) for part in found.parts]
+    assert any("one training seed" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C6", "C7"])
+def test_language_model_claims_fail_when_dpo_and_maxpo_change_roles(tmp_path: Path, claim: str) -> None:
+    levels = {SWAP.get(method, method): one for method, one in synthetic.PREDICTED.items()}
+    synthetic.write_language_model(tmp_path, synthetic.Truth(levels, prompts=256))
+    found = judged(tmp_path, claim, Domain.LANGUAGE_MODEL)
+    assert found.verdict in (Verdict.FAILS, Verdict.MIXED), [(part.statement, part.effect) for part in found.parts]
+
+
+@pytest.mark.parametrize("claim", ["C1", "C3", "C6", "C7"])
+def test_few_noisy_prompts_and_no_difference_are_not_enough_evidence(tmp_path: Path, claim: str) -> None:
+    same = dataclasses.replace(synthetic.PREDICTED["ipo"], noisy=1.0, log_ratio=0.0, benchmark=0.5)
+    truth = synthetic.Truth(dict.fromkeys(("dpo", "ipo", "maxpo"), same), prompts=6, noise=1.0)
+    found = judged(synthetic.write_language_model(tmp_path, truth), claim, Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.OPEN, [(part.statement, part.effect) for part in found.parts]
+
+
+def test_c1_effect_is_the_difference_that_was_put_in(tmp_path: Path) -> None:
+    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=256))
+    found = judged(tmp_path, "C1", Domain.LANGUAGE_MODEL)
+    growth = found.parts[0].value  # dpo: KL 10 on near-deterministic labels, 5 on noisy ones, at every strength
+    assert growth.low < 5.0 < growth.high
+    assert growth.high - growth.low < 0.6
+
+
+def test_c5_compares_memory_and_time_against_a_live_reference(tmp_path: Path) -> None:
+    keys = [("dpo", "live"), ("dpo", "precomputed"), ("maxpo", "none")]
+    synthetic.write_costs(
+        tmp_path, dict(zip(keys, (3e9, 2e9, 2e9), strict=True)), dict(zip(keys, (2.0, 1.5, 1.5), strict=True))
+    )
+    found = judged(tmp_path, "C5", Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.HOLDS
+    assert found.parts[0].value.estimate == pytest.approx(1.5)
+    assert found.parts[1].value.low < 2.0 / 1.5 < found.parts[1].value.high
+    assert "precomputed" in found.notes[-1]
+    synthetic.write_costs(
+        tmp_path, dict(zip(keys, (2e9, 2e9, 3e9), strict=True)), dict(zip(keys, (1.0, 1.5, 1.5), strict=True))
+    )
+    assert judged(tmp_path, "C5", Domain.LANGUAGE_MODEL).verdict is Verdict.FAILS
+
+
+def test_c8_on_a_language_model_compares_with_and_without_the_term(tmp_path: Path) -> None:
+    levels = {
+        "dpo": synthetic.PREDICTED["dpo"],
+        "dpo+forward_kl": dataclasses.replace(synthetic.PREDICTED["dpo"], log_ratio=-0.5),
+    }
+    synthetic.write_language_model(tmp_path, synthetic.Truth(levels))
+    found = judged(tmp_path, "C8", Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.HOLDS
+    assert found.parts[0].value.low < 11.5 < found.parts[0].value.high
+
+
+def test_nothing_recorded_is_not_enough_evidence_with_the_command(tmp_path: Path) -> None:
+    for claim in CLAIMS:
+        for found in claim.findings(Evidence.load(tmp_path)):
+            assert found.verdict is Verdict.OPEN
+            command = "python -m toy_bandits run" if found.domain is Domain.BANDIT else "python -m llm_runs"
+            assert command in found.notes[0]
+
+
+def test_a_missing_column_or_nan_is_named_and_never_a_verdict(tmp_path: Path) -> None:
+    synthetic.write_bandit(tmp_path, "determinism", synthetic.determinism().drop(columns="status"))
+    found = judged(tmp_path, "C1", Domain.BANDIT)
+    assert found.verdict is Verdict.OPEN
+    assert "status" in found.notes[0]
+    run = next(iter(Evidence.load(synthetic.write_language_model(tmp_path)).settings)).runs[0]
+    evaluations = run.table("evaluations")
+    evaluations.loc[evaluations["metric"] == "kl_policy_reference", "value"] = math.nan
+    write_run(
+        run.folder,
+        kind="llm",
+        id=run.id,
+        config=run.config,
+        seeds={},
+        tables={"metrics": run.table("metrics"), "evaluations": evaluations},
+    )
+    found = judged(tmp_path, "C1", Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.OPEN
+    assert "not finite" in found.notes[0]
+
+
+def test_runs_that_differ_in_model_are_not_mixed(tmp_path: Path) -> None:
+    synthetic.write_language_model(tmp_path / "a")
+    synthetic.write_language_model(tmp_path / "b", synthetic.Truth(strengths=(0.1,), model="another"))
+    evidence = Evidence.load(tmp_path)
+    assert {run.config["model"]["name"] for setting in evidence.settings for run in setting.runs} == {"tiny-random"}
+    assert len(evidence.left_out) == 1
+    assert "6 language-model run(s)" in evidence.left_out[0]
+
+
+def test_training_seeds_are_averaged_item_by_item(tmp_path: Path) -> None:
+    synthetic.write_language_model(tmp_path, synthetic.Truth(seeds=(0, 1), strengths=(0.1,)))
+    (setting,) = Evidence.load(tmp_path).language_model("dpo", "noisy")
+    assert len(setting.runs) == 2
+    both = [
+        frame[(frame["metric"] == "reward") & (frame["step"] == 20) & (frame["item"] == 5)]["value"].item()
+        for frame in (run.table("evaluations") for run in setting.runs)
+    ]
+    assert setting.items("held_out_prompts", "reward").loc[5] == pytest.approx(np.mean(both))
+
+
+def test_matched_reward_picks_the_strength_nearest_to_what_all_reach(tmp_path: Path) -> None:
+    base = synthetic.PREDICTED["dpo"]
+    for strength, rewards in ((0.02, (3.0, 1.0, 1.5)), (0.1, (1.4, 1.5, 0.5))):
+        levels = {
+            method: dataclasses.replace(base, reward=reward)
+            for method, reward in zip(("dpo", "ipo", "maxpo"), rewards, strict=True)
+        }
+        synthetic.write_language_model(tmp_path, synthetic.Truth(levels, strengths=(strength,), noise=0.0))
+    chosen = comparable(Evidence.load(tmp_path), "near_deterministic")
+    # best rewards 3, 1.5, 1.5: the target is 1.5
+    assert {method: setting.strength for method, setting in chosen.items()} == {"dpo": 0.1, "ipo": 0.1, "maxpo": 0.02}
+
+
+def test_the_command_prints_a_table_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic.write_bandits(tmp_path / "bandits")
+    synthetic.write_language_model(tmp_path / "llm")
+    (tmp_path / "llm" / "broken").mkdir()
+    (tmp_path / "llm" / "broken" / "run.json").write_text("{")
+    assert main(["claims", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert max(map(len, shown.out.splitlines())) <= 120
+    assert all(claim.id in shown.out for claim in CLAIMS)
+    assert "broken" in shown.err
+    assert main(["claims", str(tmp_path), "--format", "markdown"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| C")]
+    assert len(rows) == sum(len(claim.findings(Evidence.load(tmp_path))) for claim in CLAIMS)
+    assert main(["claims", str(tmp_path), "--explain", "c3"]) == 0
+    explained = capsys.readouterr().out
+    assert "Prediction:" in explained
+    assert "Rule:" in explained
+    assert max(len(line) for line in explained.splitlines() if str(tmp_path) not in line) <= 120
+    assert main(["claims", str(tmp_path), "--format", "csv"]) == 0
+    (tmp_path / "claims.csv").write_text(capsys.readouterr().out)
+    table = pd.read_csv(tmp_path / "claims.csv")
+    row = table[(table["claim"] == "C3") & (table["where"] == "language model")].iloc[0]
+    assert row["low"] < row["effect"] < row["high"]
+
+
+def test_the_command_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["claims", str(tmp_path / "absent")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'absent'}: there is no such folder\n"
+    assert main(["claims", str(tmp_path), "--explain", "C77"]) == 2
+    assert "the claims are C1, C2" in capsys.readouterr().err
