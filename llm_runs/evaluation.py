@@ -189,7 +189,8 @@ def _rows(split: str, item: int, **values: float) -> list[tuple[str, str, int, f
 
 def _batched(items: Sequence[T], size: int, description: str) -> Iterable[Sequence[T]]:
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    return tqdm(batches, desc=description, unit="batch", leave=False)
+    bar: Iterable[Sequence[T]] = tqdm(batches, desc=description, unit="batch", leave=False)
+    return bar
 
 
 def _free() -> None:

