@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
+import objectives
 from llm_runs.errors import InputError
 
 
@@ -128,16 +129,6 @@ class LabelConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig(_Checked):
-    """An objective of the registry, with hyper-parameters, optional grid over them and added regularisers."""
-
-    name: str = "dpo"
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    grid: dict[str, Any] = field(default_factory=dict)  # hyper-parameter -> list of values; all combinations are run
-    regularisers: dict[str, Any] = field(default_factory=dict)  # e.g. {forward_kl: {weight: 0.1, tokens: full}}
-
-
-@dataclass(frozen=True)
 class ReferenceConfig(_Checked):
     """Samples of the reference for the off-policy KL term, and what is stored of the reference's distributions."""
 
@@ -208,10 +199,11 @@ class RunConfig(_Checked):
     sft: SFTConfig = field(default_factory=SFTConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     labels: tuple[LabelConfig, ...] = field(default_factory=lambda: (LabelConfig(),))
-    objectives: tuple[ObjectiveConfig, ...] = field(default_factory=lambda: (ObjectiveConfig(),))
+    objectives: tuple[str, ...] = ("dpo(beta=0.1)",)  # e.g. "dpo(beta=0.1) + forward_kl(weight=0.1, tokens='full')"
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cost_steps: int = _number(0, at_least=0)  # measure time and memory with and without a reference for so many steps
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,6 +213,13 @@ class RunConfig(_Checked):
         names = [label.name for label in self.labels]
         if len(set(names)) < len(names):
             raise ConfigError(f"labels: each needs its own name, but they are {', '.join(names)}")
+        for text in self.objectives:
+            try:
+                objectives.parse(text)
+            except objectives.ObjectiveError as error:
+                raise ConfigError(f"objectives: {error}") from error
+        if max(self.evaluation.at, default=0) > self.training.steps:
+            raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:

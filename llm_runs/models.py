@@ -15,10 +15,12 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -128,7 +130,17 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens, prompt and completion together, that the model was made for."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
+    return _context(model.config)
+
+
+def source_context_length(source: str | Path, revision: str | None = None) -> int:
+    """`context_length` of a model that is not loaded."""
+    with _load_errors(source):
+        return _context(AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False))
+
+
+def _context(config: PretrainedConfig) -> int:
+    return int(getattr(config, "max_position_embeddings", 0) or 2**31)
 
 
 def convert_gguf(path: Path) -> Path:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from analysis.records import atomic_write
 from llm_runs import assets
 from llm_runs.config import RewardConfig
 from llm_runs.errors import InputError
+from llm_runs.examples import TokenSample
 from llm_runs.texts import Text
 
 
@@ -63,7 +65,12 @@ class TfidfReward:
     def save(self, path: Path) -> None:
         """Write one .npz file of plain arrays (the vocabulary as UTF-8 JSON bytes); no pickle."""
         words = np.frombuffer(json.dumps(self.vocabulary).encode(), dtype=np.uint8)
-        arrays: dict[str, Any] = {"words": words, "idf": self.idf, "weights": self.weights, "intercept": np.array(self.intercept)}
+        arrays: dict[str, Any] = {
+            "words": words,
+            "idf": self.idf,
+            "weights": self.weights,
+            "intercept": np.array(self.intercept),
+        }
         atomic_write(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
     @classmethod
@@ -99,6 +106,12 @@ class VaderReward:
         return np.array(
             [self._analyser.polarity_scores(prompt + completion)["compound"] for prompt, completion in pairs]
         )
+
+
+def score_samples(reward: Reward, samples: Sequence[TokenSample]) -> list[TokenSample]:
+    """The samples with their rewards."""
+    scores = reward.score([entry.prompt for entry in samples], [entry.completion for entry in samples])
+    return [replace(entry, reward=score) for entry, score in zip(samples, scores.tolist(), strict=True)]
 
 
 def accuracy(reward: Reward, texts: Sequence[Text]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end (the trainer writes its state last)."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Delete what `train` keeps to resume from, once the result is saved."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]

