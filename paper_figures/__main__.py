@@ -1,0 +1,88 @@
+"""Command line: ``python -m paper_figures``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.evidence import Evidence, MissingEvidence
+from analysis.records import RecordError
+from paper_figures.drawing import FIGURES, draw_one
+
+SHIPPED = Path(__file__).parent / "records"
+EXAMPLES = f"""\
+figures: {", ".join(FIGURES)}
+
+examples:
+  python -m paper_figures --out figures                        every figure, from out/ (else from the shipped records)
+  python -m paper_figures determinism strength --out figures   two of them
+  python -m paper_figures --records myruns --out figures       from other records
+
+Each figure comes as NAME.pdf, NAME.png and NAME.json, which holds the caption and names the records with checksums.
+Exit code: 0 all drawn, 1 some figures lack their records, 2 bad input.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when all figures were drawn, 1 when some lack records, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m paper_figures",
+        description="Draw the figures of the paper from run records.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="figures to draw (default: all)")
+    parser.add_argument("--records", type=Path, help="folder of run records (default: out, else the shipped records)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
+    options = parser.parse_args(arguments)
+    try:
+        names = _names(options.names)
+        records = options.records or _default_records()
+        evidence = Evidence.load(records)
+        for line in (*evidence.skipped, *evidence.left_out):
+            print(line, file=sys.stderr)
+        return _draw(names, evidence, records, options.out)
+    except (RecordError, _UnknownFigure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+class _UnknownFigure(ValueError):
+    """A figure that does not exist was asked for."""
+
+
+def _names(asked: Sequence[str]) -> list[str]:
+    if "all" in asked:
+        return list(FIGURES)
+    for name in asked:
+        if name not in FIGURES:
+            near = difflib.get_close_matches(name, FIGURES, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise _UnknownFigure(f"there is no figure {name!r}{hint}; the figures are {', '.join(FIGURES)}")
+    return list(dict.fromkeys(asked))
+
+
+def _default_records() -> Path:
+    own = Path("out")
+    return own if own.is_dir() and any(own.rglob("run.json")) else SHIPPED
+
+
+def _draw(names: Sequence[str], evidence: Evidence, records: Path, out: Path) -> int:
+    missing = 0
+    for name in names:
+        try:
+            paths = draw_one(name, evidence, records, out)
+        except (MissingEvidence, KeyError) as error:
+            missing += 1
+            reason = f"the records lack column {error}" if isinstance(error, KeyError) else str(error)
+            print(f"{name}: not drawn: {reason}", file=sys.stderr)
+        else:
+            print(f"{name}: {paths[0]}, {paths[1].name}")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""One look for all figures: sizes in inches, Okabe-Ito colours, and a marker and line style of its own for each method.
+
+Colours: Okabe and Ito, "Color universal design" (2008). No figure tells methods apart by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+SINGLE = 3.3  # column width, inches
+DOUBLE = 6.8  # text width
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#777777"
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "errorbar.capsize": 1.5,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,  # editable text, accepted by publishers
+    "svg.hashsalt": "preference-objectives",
+    "path.simplify": False,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn everywhere."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str
+
+
+LOOKS = {
+    "dpo": Look("DPO", VERMILLION, "o", "-"),
+    "ipo": Look("IPO", BLUE, "s", "--"),
+    "maxpo": Look("MaxPO", GREEN, "^", "-."),
+    "rlhf": Look("RLHF optimum", BLACK, "", ":"),
+    "dpo+forward_kl": Look("DPO + forward KL", ORANGE, "D", (0, (5, 1))),  # type: ignore[arg-type]
+    "ipo+forward_kl": Look("IPO + forward KL", SKY, "v", (0, (3, 1, 1, 1))),  # type: ignore[arg-type]
+    "maxpo+forward_kl": Look("MaxPO + forward KL", PURPLE, "P", (0, (1, 1))),  # type: ignore[arg-type]
+}
+_SPARE = ((ORANGE, "D"), (SKY, "v"), (PURPLE, "P"), (GREY, "X"), (YELLOW, "*"))
+
+
+def look(objective: str) -> Look:
+    """The look of an objective; one that is not listed gets a spare colour and marker, the same every time."""
+    if objective in LOOKS:
+        return LOOKS[objective]
+    colour, marker = _SPARE[sum(objective.encode()) % len(_SPARE)]
+    return Look(objective, colour, marker, (0, (2, 1)))  # type: ignore[arg-type]
+
+
+def order(objectives: Iterable[str]) -> list[str]:
+    """Objectives in the order in which figures show them."""
+    listed = list(LOOKS)
+    return sorted(set(objectives), key=lambda name: (listed.index(name) if name in listed else len(listed), name))
+
+
+def shades(colour: str, n: int) -> list[tuple[float, float, float]]:
+    """``n`` shades of a colour, light to dark, all dark enough to read on white."""
+    base = np.array(to_rgb(colour))
+    mixes = np.linspace(0.6, 0.0, n) if n > 1 else np.zeros(1)
+    dark = np.linspace(0.0, 0.35, n) if n > 1 else np.zeros(1)
+    return [
+        (float(red), float(green), float(blue))
+        for red, green, blue in ((base * (1 - mix) + mix) * (1 - shade) for mix, shade in zip(mixes, dark, strict=True))
+    ]
+
+
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of the given size in inches and its axes, row by row."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.ravel())
+
+
+def letter(axes: Iterable[Axes]) -> None:
+    """(a), (b), ... in front of the panels' titles."""
+    for index, axis in enumerate(axes):
+        axis.set_title(f"({chr(ord('a') + index)}) {axis.get_title()}", loc="left")
+        axis.set_title("", loc="center")

@@ -1,0 +1,91 @@
+"""Training curves on the language model (measured; claims C1 and C4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
+from analysis.statistics import mean
+from paper_figures import style
+from paper_figures.drawing import Drawing
+
+CLAIMS = ("C1", "C4")
+CAPTION = (
+    "Training on the language model: preference accuracy on the batches (thin) and on held-out pairs (markers),"
+    " per-token KL to the reference on held-out"
+    " prompts, and the change of the log-likelihood of the chosen answers of held-out pairs. Rows: kind of"
+    " labels. Bars: 95 % bootstrap intervals over pairs"
+    " or prompts. Of each method the strength is shown whose reward is nearest to what all methods reach."
+)
+COLUMNS = (
+    ("held_out_pairs", "preference_accuracy", "preference accuracy"),
+    ("held_out_prompts", "kl_policy_reference", "KL(policy ‖ reference)\n[nats per completion]"),
+    ("held_out_pairs", "chosen_log_ratio", "log π − log π_ref of chosen\n[nats per completion]"),
+)
+
+
+def draw(evidence: Evidence) -> Drawing:
+    """Three panels in a row for each kind of labels."""
+    near = comparable(evidence, NEAR_DETERMINISTIC)
+    groups = [(NEAR_DETERMINISTIC, near)]
+    if {setting.objective for setting in evidence.settings if setting.labels == NOISY} >= set(METHODS):
+        groups.append((NOISY, comparable(evidence, NOISY)))
+    figure, axes = style.panels(style.DOUBLE, 0.5 + 1.75 * len(groups), len(groups), 3, sharex=True, sharey="col")
+    for row, (labels, settings) in enumerate(groups):
+        for axis, (split, metric, name) in zip(axes[3 * row : 3 * row + 3], COLUMNS, strict=True):
+            for method, setting in settings.items():
+                if metric == "preference_accuracy":
+                    _smooth(axis, setting, style.look(method))
+                _measured(axis, setting, split, metric, style.look(method))
+            axis.set_ylabel(name)
+            axis.set_title(f"{labels.replace('_', '-')} labels")
+            if row == len(groups) - 1:
+                axis.set_xlabel("training step")
+    handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    style.letter(axes)
+    used = [setting for _, settings in groups for setting in settings.values()]
+    remarks = (
+        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
+    )
+    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+
+
+def _smooth(axis: Axes, setting: Setting, look: style.Look) -> None:
+    """Accuracy on the training batches, a running mean over a tenth of the steps."""
+    metrics = setting.metrics
+    rows = metrics[metrics["name"] == "accuracy"].sort_values("step")
+    if rows.empty:
+        return
+    smooth = (
+        pd.Series(rows["value"].to_numpy(dtype=float))
+        .rolling(max(len(rows) // 10, 1), min_periods=1, center=True)
+        .mean()
+    )
+    axis.plot(rows["step"], smooth, color=look.colour, linewidth=0.7, linestyle=look.line, alpha=0.8)
+
+
+def _measured(axis: Axes, setting: Setting, split: str, metric: str, look: style.Look) -> None:
+    values = {step: setting.items(split, metric, step) for step in setting.steps}
+    found = {step: mean(items) for step, items in values.items() if len(items)}
+    if not found:
+        return
+    estimates = np.array([value.estimate for value in found.values()])
+    bars = np.array(
+        [
+            [value.estimate - value.low, value.high - value.estimate] if value.known else [0, 0]
+            for value in found.values()
+        ]
+    ).T
+    axis.errorbar(
+        list(found),
+        estimates,
+        yerr=np.clip(bars, 0, None),
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.line,
+        elinewidth=0.7,
+        label=look.label,
+    )
