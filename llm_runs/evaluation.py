@@ -21,7 +21,7 @@ from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import collate, completion_logits, completion_logps, exact_kl, token_logps
 from llm_runs.models import autocast
 from llm_runs.reference import ReferenceLogps
-from llm_runs.rewards import Reward
+from llm_runs.rewards import Reward, score_samples
 from llm_runs.sampling import sample
 
 COLUMNS = ["step", "split", "metric", "item", "value"]
@@ -46,7 +46,7 @@ class Evaluator:
         tokenizer: of policy and reference.
         load_reference: gives the reference model, in evaluation mode and on the policy's device; called once per evaluation.
         reference_logps: the reference's log-probs of all `pairs` and `training_pairs`.
-        reward: the ground truth that scores completions.
+        reward: the ground truth that scores completions; None leaves the reward out.
         prompts: held-out prompts, from which the policy samples.
         reference_samples: completions of the reference on held-out prompts.
         pairs: held-out labelled pairs.
@@ -62,7 +62,7 @@ class Evaluator:
         tokenizer: PreTrainedTokenizerBase,
         load_reference: Callable[[], PreTrainedModel],
         reference_logps: ReferenceLogps,
-        reward: Reward,
+        reward: Reward | None,
         *,
         prompts: Sequence[tuple[int, ...]] = (),
         reference_samples: Sequence[TokenSample] = (),
@@ -79,7 +79,9 @@ class Evaluator:
         self.ref_logps = {split: reference_logps.pair_logps(each) for split, each in self.pairs.items()}
         self.other_texts = tuple(tuple(text) for text in other_texts)
         self.max_tokens, self.config, self.seed = max_tokens, config, seed
-        self.samples: list[TokenSample] = []  # the policy's completions of the last evaluation, with rewards
+        self.samples: list[
+            TokenSample
+        ] = []  # the policy's completions of the last evaluation, with rewards where known
         self.seconds = 0.0  # that the last evaluation took
 
     @torch.no_grad()
@@ -104,19 +106,17 @@ class Evaluator:
             batch_size=max(self.config.batch_size, 1),
             description="sampling from the policy",
         )
-        rewards = self.reward.score([s.prompt for s in drawn], [s.completion for s in drawn]).tolist()
+        if self.reward is not None:
+            drawn = score_samples(self.reward, drawn)
         rows: list[tuple[str, str, int, float]] = []
 
-        reference = self.load_reference()
-        own = self._compare(model, reference, drawn, policy_first=True)
-        other = self._compare(model, reference, self.reference_samples, policy_first=False)
-        del reference
-        _free()
-        for item, (entry, reward, result) in enumerate(zip(drawn, rewards, own, strict=True)):
+        own, other = self._against_reference(model, drawn)
+        for item, (entry, result) in enumerate(zip(drawn, own, strict=True)):
+            known_reward = {} if entry.reward is None else {"reward": entry.reward}
             rows += _rows(
                 "held_out_prompts",
                 item,
-                reward=reward,
+                **known_reward,
                 kl_policy_reference=result.kl,
                 k1=result.policy_logp - result.reference_logp,
                 length=len(entry.completion_ids),
@@ -146,12 +146,22 @@ class Evaluator:
         for item, key in enumerate(texts):
             rows += _rows("other_text", item, nll=-logps[key], tokens=len(key[1]))
 
-        self.samples = [
-            TokenSample(s.prompt_ids, s.completion_ids, s.prompt, s.completion, s.logp, reward)
-            for s, reward in zip(drawn, rewards, strict=True)
-        ]
+        self.samples = drawn
         self.seconds = time.perf_counter() - start
         return pd.DataFrame([(step, *row) for row in rows], columns=COLUMNS)
+
+    def _against_reference(
+        self, model: PreTrainedModel, drawn: Sequence[TokenSample]
+    ) -> tuple[list[_Compared], list[_Compared]]:
+        """The policy's samples and the reference's under both models; the reference is in memory here only."""
+        if not drawn and not self.reference_samples:
+            return [], []
+        reference = self.load_reference()
+        own = self._compare(model, reference, drawn, policy_first=True)
+        other = self._compare(model, reference, self.reference_samples, policy_first=False)
+        del reference
+        _free()
+        return own, other
 
     def _compare(
         self, model: PreTrainedModel, reference: PreTrainedModel, samples: Sequence[TokenSample], *, policy_first: bool

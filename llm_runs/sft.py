@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from llm_runs.config import SFTConfig
 from llm_runs.examples import TokenSample
 from llm_runs.logprobs import CompletionBatch, collate, completion_logits, token_logps
+from llm_runs.progress import show_progress
 from llm_runs.texts import Text
 
 
@@ -61,6 +62,7 @@ def train(
         remove_unused_columns=False,
     )
     trainer = _Trainer(model=model, args=arguments, train_dataset=list(samples), data_collator=_collate)
+    show_progress(trainer, "fine-tuning")
     model.train()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     model.eval()

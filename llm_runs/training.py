@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -41,6 +40,7 @@ from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import completion_logits, completion_logps, kl_from_top, token_logps
 from llm_runs.microbatches import Microbatch, Microbatches, TrainingError, unpack
 from llm_runs.models import context_length
+from llm_runs.progress import show_progress
 from llm_runs.reference import ReferenceLogps
 from llm_runs.sft import last_checkpoint
 
@@ -77,7 +77,8 @@ def train(
         evaluate: called with the model, in evaluation mode, and the step, after each step in `evaluate_at`.
 
     Metrics per logged step: loss, loss/<term>, plain_margin, plain_accuracy (of log pi(chosen) - log pi(rejected)), chosen_logps,
-    rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds, peak_memory_bytes; margin and accuracy (reference
+    rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds,
+    step_cpu_seconds (of all threads), peak_memory_bytes; margin and accuracy (reference
     adjusted) where the objective uses the reference; once, at the last step, passes/<source>: how often each source was seen.
 
     Raises:
@@ -113,9 +114,9 @@ def train(
         data_collator=lambda items: items[0],
         callbacks=[steps := _Steps(evaluate, evaluate_at)],
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress(objective.label))
+    show_progress(trainer, objective.label)
     trainer.objective, trainer.live, trainer.steps, trainer.out = objective, live, steps, out
+    reset_peak_memory(model.device)
     trainer.train(resume_from_checkpoint=resume_from)
     if isinstance(trained, PeftModel):
         trained.merge_and_unload()
@@ -202,6 +203,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
             logs |= dict(zip(names, values.tolist(), strict=True))
             logs |= {
                 "step_seconds": self.steps.seconds,
+                "step_cpu_seconds": self.steps.cpu_seconds,
                 "peak_memory_bytes": float(peak_memory_bytes(self.args.device)),
             }
             self._parts.clear()
@@ -242,16 +244,16 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, evaluate: Evaluate | None, at: Collection[int]) -> None:
         self.evaluate, self.at = evaluate, frozenset(at)
-        self.seconds = 0.0
-        self._start = 0.0
+        self.seconds = self.cpu_seconds = 0.0
+        self._start = self._cpu_start = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if args.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self._start
+        self.seconds, self.cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
         step = int(state.global_step)
         control.should_log |= control.should_save or step == state.max_steps  # a checkpoint's log must be whole
         if self.evaluate is not None and step in self.at:
@@ -260,32 +262,24 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
                 self.evaluate(model, step)
 
 
-class _Progress(ProgressCallback):  # type: ignore[misc]
-    """The Trainer's progress bar, with the objective's name and the newest loss instead of printed logs."""
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.label = label
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        super().on_train_begin(*args, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.label)
-            self.training_bar.unit = "step"
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(
-                loss=f"{logs['loss']:.4g}", margin=f"{logs.get('plain_margin', math.nan):.3g}"
-            )
-
-
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the GPU where there is one, else of this process."""
+    """The most memory used so far, or since `reset_peak_memory`: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:  # ru_maxrss may hold the parent's peak from before this process was started, and cannot be reset
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from now on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _arguments(
@@ -398,7 +392,7 @@ def _metrics(history: Sequence[Mapping[str, float]], passes: Mapping[str, float]
         (int(entry["step"]), name, float(value))
         for entry in history
         if "loss" in entry
-        for name, value in entry.items()
+        for name, value in sorted(entry.items())
         if name not in ("step", "epoch")
     ]
     last = max((step for step, _, _ in rows), default=0)
