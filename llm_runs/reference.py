@@ -204,11 +204,7 @@ def compute(
             starts.append(rows if digest in with_top else -1)
             if digest in with_top and top is not None:
                 j, length = chosen.index(i), len(scored[digest][1])
-                tops.append(
-                    TopTokens(
-                        top.ids[j, :length].int(), top.logps[j, :length].float(), top.log_tail[j, :length].float()
-                    )
-                )
+                tops.append(TopTokens(top.ids[j, :length].int(), top.logps[j, :length], top.log_tail[j, :length]))
                 rows += length
     return ReferenceLogps(
         key=reference_key(model, tokenizer, config),
