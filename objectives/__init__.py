@@ -1,7 +1,7 @@
 """Preference objectives as sums of terms: the same object runs in exact bandits and in language-model training."""
 
 from objectives import links, margins
-from objectives.batches import Batch, PairBatch, SampleBatch
+from objectives.batches import Batch, CandidateBatch, PairBatch, SampleBatch, UnpairedBatch
 from objectives.domains import NonNegative, Positive, Real
 from objectives.errors import ObjectiveError
 from objectives.links import Link
@@ -11,11 +11,21 @@ from objectives.terms import Objective, PairTerm, Term, pair_term
 
 # isort: split
 # The built-in objectives register themselves on import.
-from objectives import maximum_preference, pairwise  # noqa: F401
+from objectives import (  # noqa: F401
+    candidates,
+    coupled,
+    maximum_preference,
+    pairwise,
+    references,
+    shaped,
+    tokens,
+    unpaired,
+)
 from objectives.regularisers import chosen_nll, forward_kl, pretraining
 
 __all__ = [
     "Batch",
+    "CandidateBatch",
     "Description",
     "Link",
     "Margin",
@@ -28,6 +38,7 @@ __all__ = [
     "Real",
     "SampleBatch",
     "Term",
+    "UnpairedBatch",
     "chosen_nll",
     "describe",
     "forward_kl",

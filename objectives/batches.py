@@ -1,12 +1,14 @@
 """What a loss sees: log-probabilities, lengths and a probability weight per example. Never a model or a token id.
 
 Shapes: ``N`` examples last; any leading dimensions ``...`` are a batch of independent problems, so that an exact bandit solves
-a whole grid at once. Log-probs are natural logarithms, **summed** over the response's tokens.
+a whole grid at once. Fields with one value per token, candidate or reference have that dimension after ``N``.
+Log-probs are natural logarithms, **summed** over the response's tokens unless the field's name says token.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,12 +20,28 @@ POSITIVE_LOGP_TOLERANCE = 1e-3
 
 # Who can fill a field that an objective needs, for the error that names what is missing.
 SUPPLIERS = {
+    "ref_logps": "the reference policy's log-probs of the responses, computed once before training",
     "ref_chosen_logps": "the reference policy's log-probs of the chosen responses, computed once before training",
     "ref_rejected_logps": "the reference policy's log-probs of the rejected responses, computed once before training",
     "chosen_lengths": "the number of response tokens of each chosen response",
     "rejected_lengths": "the number of response tokens of each rejected response",
     "lengths": "the number of tokens of each sample",
     "token_kl": "the sum over tokens of KL(pi_ref(.|prefix) || pi(.|prefix)), from stored reference token distributions",
+    "chosen_token_kl": "sum_t KL(pi_ref(.|prefix) || pi(.|prefix)) along each chosen response, from full token distributions",
+    "rejected_token_kl": "sum_t KL(pi_ref(.|prefix) || pi(.|prefix)) along each rejected response, from full token distributions",
+    "chosen_token_logps": "the policy's log-prob of every token of the chosen responses (a trainer that keeps token log-probs)",
+    "rejected_token_logps": "the policy's log-prob of every token of the rejected responses (a trainer that keeps token log-probs)",
+    "ref_chosen_token_logps": "the reference policy's log-prob of every token of the chosen responses",
+    "ref_rejected_token_logps": "the reference policy's log-prob of every token of the rejected responses",
+    "chosen_mask": "which token positions belong to the chosen response (1) and which are padding (0)",
+    "rejected_mask": "which token positions belong to the rejected response (1) and which are padding (0)",
+    "chosen_log_collisions": "log sum_v pi(v|prefix)^2 at every token of the chosen responses, from full token distributions",
+    "rejected_log_collisions": "log sum_v pi(v|prefix)^2 at every token of the rejected responses, from full token distributions",
+    "chosen_reference_logps": "the log-probs of the chosen responses under each of the K references, the first being the main one",
+    "rejected_reference_logps": "the log-probs of the rejected responses under each of the K references, the first being the main one",
+    "rewards": "a score of every candidate, from a reward model or the ground truth",
+    "mismatched_logps": "the policy's log-probs of responses paired with other examples' prompts",
+    "ref_mismatched_logps": "the reference policy's log-probs of responses paired with other examples' prompts",
 }
 
 
@@ -31,25 +49,39 @@ SUPPLIERS = {
 class Batch:
     """Fields and checks shared by the batches of every source. ``weights`` (..., N): probability of each example; none: 1/N each."""
 
+    # Fields (..., N, M) that have a dimension of their own after the examples.
+    wide: ClassVar[frozenset[str]] = frozenset()
+
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
-        tensors = self.tensors()
-        for name, tensor in tensors.items():
+        shapes: dict[str, torch.Size] = {}
+        for name, tensor in self.tensors().items():
             if not isinstance(tensor, Tensor):
                 raise ObjectiveError(
                     f"{type(self).__name__}.{name}: expected a torch tensor, got {type(tensor).__name__}"
                 )
-            if tensor.ndim == 0:
-                raise ObjectiveError(f"{type(self).__name__}.{name}: expected shape (..., N), got a single number")
+            if tensor.ndim <= (name in self.wide):
+                expected, got = ("(..., N, M)", f"{tensor.ndim} dimensions") if name in self.wide else ("(..., N)", "")
+                raise ObjectiveError(
+                    f"{type(self).__name__}.{name}: expected shape {expected}, got {got or 'a single number'}"
+                )
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 # Half precision cannot hold a difference of log-probs of hundreds of nats.
                 object.__setattr__(self, name, tensor.float())
+            shapes[name] = tensor.shape[:-1] if name in self.wide else tensor.shape
         try:
-            torch.broadcast_shapes(*(tensor.shape for tensor in tensors.values()))  # type: ignore[no-untyped-call]
+            shape = torch.broadcast_shapes(*shapes.values())  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-            raise ObjectiveError(f"{type(self).__name__}: shapes do not broadcast: {shapes}") from error
+            listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+            raise ObjectiveError(f"{type(self).__name__}: shapes do not broadcast: {listed}") from error
+        object.__setattr__(self, "_shape", shape)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(..., N), all fields broadcast together."""
+        shape: torch.Size = self.__dict__["_shape"]
+        return shape
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are set, by name."""
@@ -81,10 +113,28 @@ class Batch:
             return values.mean(-1)
         return (self.weights * values).sum(-1)
 
+    def normalized_weights(self, values: Tensor) -> Tensor:
+        """(..., N) like ``values``: the weights scaled to sum 1, for the means that batch-coupled losses take."""
+        weights = torch.ones_like(values) if self.weights is None else self.weights.expand_as(values).to(values)
+        return weights / weights.sum(-1, keepdim=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch(Batch):
-    """Labelled pairs. Every field (..., N); those after the first two only where the objective ``needs`` them."""
+    """Labelled pairs. Fields (..., N) unless another shape is given; those after the first two only where the objective ``needs`` them.
+
+    "ref_logps": ref_chosen_logps, ref_rejected_logps. "lengths": chosen_lengths, rejected_lengths.
+    "token_logps": the four token_logps and both masks (..., N, T), T of chosen and rejected as they are.
+    "token_kl": chosen_token_kl, rejected_token_kl. "log_collisions": both log_collisions (..., N, T).
+    "references": chosen_reference_logps, rejected_reference_logps (..., N, K).
+    chosen_keep, rejected_keep (..., N, T), optional: the tokens that sampo's draw keeps; none: it draws with torch's generator.
+    """
+
+    wide: ClassVar[frozenset[str]] = frozenset(
+        f"{prefix}_{field}"
+        for prefix in ("chosen", "rejected", "ref_chosen", "ref_rejected")
+        for field in ("token_logps", "mask", "log_collisions", "reference_logps", "keep")
+    )
 
     chosen_logps: Tensor
     rejected_logps: Tensor
@@ -92,6 +142,62 @@ class PairBatch(Batch):
     ref_rejected_logps: Tensor | None = None
     chosen_lengths: Tensor | None = None
     rejected_lengths: Tensor | None = None
+    chosen_token_logps: Tensor | None = None
+    rejected_token_logps: Tensor | None = None
+    ref_chosen_token_logps: Tensor | None = None
+    ref_rejected_token_logps: Tensor | None = None
+    chosen_mask: Tensor | None = None
+    rejected_mask: Tensor | None = None
+    chosen_log_collisions: Tensor | None = None
+    rejected_log_collisions: Tensor | None = None
+    chosen_token_kl: Tensor | None = None
+    rejected_token_kl: Tensor | None = None
+    chosen_reference_logps: Tensor | None = None
+    rejected_reference_logps: Tensor | None = None
+    chosen_keep: Tensor | None = None
+    rejected_keep: Tensor | None = None
+
+    def as_candidates(self) -> CandidateBatch:
+        """Each pair as two candidates, the chosen one first, whose target distribution is one-hot."""
+        logps = _stack(self.chosen_logps, self.rejected_logps)
+        given = self.ref_chosen_logps is not None and self.ref_rejected_logps is not None
+        targets = torch.zeros_like(logps)
+        targets[..., 0] = 1.0
+        return CandidateBatch(
+            logps=logps,
+            ref_logps=_stack(self.ref_chosen_logps, self.ref_rejected_logps) if given else None,
+            targets=targets,
+            weights=self.weights,
+        )
+
+    def as_unpaired(self) -> UnpairedBatch:
+        """Each pair as a desirable and an undesirable example, 2N in all: first every chosen, then every rejected response.
+
+        Each carries its pair's whole weight, so that a mean is the expectation over pairs of the sum of both losses.
+        """
+        shape = self.shape
+        weights = torch.ones_like(self.chosen_logps) / shape[-1] if self.weights is None else self.weights
+        given = self.ref_chosen_logps is not None and self.ref_rejected_logps is not None
+
+        def both(first: Tensor | None, second: Tensor | None) -> Tensor:
+            assert first is not None
+            assert second is not None
+            return torch.cat([first.expand(shape), second.expand(shape)], dim=-1)
+
+        desirable = torch.zeros(2 * shape[-1], dtype=torch.bool, device=self.chosen_logps.device)
+        desirable[: shape[-1]] = True
+        return UnpairedBatch(
+            logps=both(self.chosen_logps, self.rejected_logps),
+            ref_logps=both(self.ref_chosen_logps, self.ref_rejected_logps) if given else None,
+            desirable=desirable,
+            weights=both(weights, weights),
+        )
+
+
+def _stack(first: Tensor | None, second: Tensor | None) -> Tensor:
+    assert first is not None
+    assert second is not None
+    return torch.stack(torch.broadcast_tensors(first, second), dim=-1)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +207,32 @@ class SampleBatch(Batch):
     logps: Tensor
     lengths: Tensor | None = None
     token_kl: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateBatch(Batch):
+    """K scored responses to one prompt per example: every field but ``weights`` (..., N, K).
+
+    ``targets``, instead of ``rewards``, gives the target distribution over the candidates itself (one-hot for a labelled pair).
+    """
+
+    wide: ClassVar[frozenset[str]] = frozenset({"logps", "ref_logps", "rewards", "targets"})
+
+    logps: Tensor
+    ref_logps: Tensor | None = None
+    rewards: Tensor | None = None
+    targets: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpairedBatch(Batch):
+    """Single responses labelled desirable or not: every field (..., N), ``desirable`` boolean.
+
+    mismatched_logps, ref_mismatched_logps: responses of other examples under this example's prompt, for kto's reference point.
+    """
+
+    logps: Tensor
+    desirable: Tensor
+    ref_logps: Tensor | None = None
+    mismatched_logps: Tensor | None = None
+    ref_mismatched_logps: Tensor | None = None

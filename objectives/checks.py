@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from objectives.batches import Batch, PairBatch, SampleBatch
-from objectives.errors import ObjectiveError
+from objectives.batches import Batch, CandidateBatch, PairBatch, SampleBatch, UnpairedBatch
 from objectives.registry import get
 from objectives.terms import Objective
+from objectives.values import frozen
 
 EXTREMES = (0.0, -1e-3, -1.0, -50.0, -800.0, -1e4)
 
@@ -47,26 +47,74 @@ def _run(objective: Objective, title: str, function: Callable[[Objective], str])
 
 
 def random_batch(source: str, examples: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Batch:
-    """A batch of ``source`` with every field set: log-probs in (-40, -1), lengths 4..12."""
+    """A batch of ``source`` with every field set: log-probs in (-40, -1), lengths 4..12, 3 candidates, 2 references."""
+    return BUILDERS[source](Draw(examples, generator, dtype))
 
-    def logps() -> Tensor:
-        return (-1 - 39 * torch.rand(examples, generator=generator, dtype=torch.float64)).to(dtype)
 
-    def lengths() -> Tensor:
-        return torch.randint(4, 13, (examples,), generator=generator).to(dtype)
+@dataclass(frozen=True)
+class Draw:
+    """Random log-probs and lengths for ``examples`` examples."""
 
-    if source == "pairs":
-        return PairBatch(
-            chosen_logps=logps(),
-            rejected_logps=logps(),
-            ref_chosen_logps=logps(),
-            ref_rejected_logps=logps(),
-            chosen_lengths=lengths(),
-            rejected_lengths=lengths(),
-        )
-    if source in ("reference_samples", "pretraining"):
-        return SampleBatch(logps=logps(), lengths=lengths(), token_kl=-logps())
-    raise ObjectiveError(f"no random batch for the source {source!r}")
+    examples: int
+    generator: torch.Generator
+    dtype: torch.dtype
+
+    def uniform(self, low: float, high: float, *trailing: int) -> Tensor:
+        """(examples, *trailing) in (low, high)."""
+        unit = torch.rand(self.examples, *trailing, generator=self.generator, dtype=torch.float64)
+        return (low + (high - low) * unit).to(self.dtype)
+
+    def logps(self, *trailing: int) -> Tensor:
+        """Log-probs of whole responses."""
+        return self.uniform(-40.0, -1.0, *trailing)
+
+
+def _random_pairs(draw: Draw) -> PairBatch:
+    fields: dict[str, Tensor] = {}
+    positions = torch.arange(12)
+    for side in ("chosen", "rejected"):
+        lengths = torch.randint(4, 13, (draw.examples,), generator=draw.generator)
+        mask = (positions < lengths.unsqueeze(-1)).to(draw.dtype)
+        fields |= {
+            f"{side}_logps": draw.logps(),
+            f"ref_{side}_logps": draw.logps(),
+            f"{side}_lengths": lengths.to(draw.dtype),
+            f"{side}_mask": mask,
+            f"{side}_keep": (draw.uniform(0.0, 1.0, 12) < 0.5).to(draw.dtype),
+            f"{side}_token_logps": draw.uniform(-5.0, -0.1, 12),
+            f"ref_{side}_token_logps": draw.uniform(-5.0, -0.1, 12),
+            f"{side}_log_collisions": draw.uniform(-2.0, -0.1, 12),
+            f"{side}_token_kl": -draw.logps(),
+            f"{side}_reference_logps": draw.logps(2),
+        }
+    return PairBatch(**fields)
+
+
+def _random_samples(draw: Draw) -> SampleBatch:
+    return SampleBatch(logps=draw.logps(), lengths=draw.uniform(4.0, 12.0).round(), token_kl=-draw.logps())
+
+
+def _random_candidates(draw: Draw) -> CandidateBatch:
+    return CandidateBatch(logps=draw.logps(3), ref_logps=draw.logps(3), rewards=draw.uniform(-1.0, 1.0, 3))
+
+
+def _random_unpaired(draw: Draw) -> UnpairedBatch:
+    return UnpairedBatch(
+        logps=draw.logps(),
+        ref_logps=draw.logps(),
+        mismatched_logps=draw.logps(),
+        ref_mismatched_logps=draw.logps(),
+        desirable=draw.uniform(0.0, 1.0) < 0.5,
+    )
+
+
+BUILDERS: dict[str, Callable[[Draw], Batch]] = {
+    "pairs": _random_pairs,
+    "reference_samples": _random_samples,
+    "pretraining": _random_samples,
+    "candidates": _random_candidates,
+    "unpaired": _random_unpaired,
+}
 
 
 def _sources(objective: Objective) -> list[str]:
@@ -78,35 +126,38 @@ def _differentiable(batch: Batch) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in batch.tensors().items()
-        if (name.endswith("logps") and not name.startswith("ref_")) or name == "token_kl"
+        if name.endswith(("logps", "token_kl")) and not name.startswith("ref_") and "reference" not in name
     }
 
 
 def _gradient(objective: Objective) -> str:
-    """Finite differences in float64 against autograd, at random log-probs."""
+    """Finite differences in float64 against autograd, at random log-probs; what a loss holds fixed is held fixed in both."""
     generator = torch.Generator().manual_seed(0)
     for source in _sources(objective):
         batch = random_batch(source, 6, generator)
         inputs = _differentiable(batch)
+        with frozen() as rewind:
 
-        def losses(
-            *values: Tensor, batch: Batch = batch, inputs: dict[str, Tensor] = inputs, source: str = source
-        ) -> Tensor:
-            moved = replace(batch, **dict(zip(inputs, values, strict=True)))
-            return sum(
-                (term.loss(moved) for term in objective.terms if term.source == source),
-                start=torch.zeros(6, dtype=torch.float64),
-            )
+            def losses(
+                *values: Tensor, batch: Batch = batch, inputs: dict[str, Tensor] = inputs, source: str = source
+            ) -> Tensor:
+                rewind()
+                moved = replace(batch, **dict(zip(inputs, values, strict=True)))
+                return sum(
+                    (term.loss(moved) for term in objective.terms if term.source == source),
+                    start=torch.zeros(6, dtype=torch.float64),
+                )
 
-        leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs.values())
-        torch.autograd.gradcheck(losses, leaves, eps=1e-6, atol=1e-6, rtol=1e-5)
+            leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs.values())
+            torch.autograd.gradcheck(losses, leaves, eps=1e-6, atol=1e-6, rtol=1e-5)
     return ""
 
 
 def _extremes(objective: Objective) -> str:
     """Losses and gradients stay finite for log-probs from 0 to -1e4, in float32 and bfloat16."""
     for dtype in (torch.float32, torch.bfloat16):
-        for source, batch in _extreme_batches(objective, dtype):
+        for source in _sources(objective):
+            batch = _extreme_batch(source, dtype)
             inputs = {key: tensor.clone().requires_grad_() for key, tensor in _differentiable(batch).items()}
             moved = replace(batch, **inputs)
             for term in objective.terms:
@@ -121,16 +172,22 @@ def _extremes(objective: Objective) -> str:
     return ""
 
 
-def _extreme_batches(objective: Objective, dtype: torch.dtype) -> Iterator[tuple[str, Batch]]:
-    """Batches that hold every combination of extreme log-probs."""
-    for source in _sources(objective):
-        names = [
-            n for n in random_batch(source, 1, torch.Generator()).tensors() if n.endswith("logps") or n == "token_kl"
-        ]
-        grid = torch.cartesian_prod(*[torch.tensor(EXTREMES)] * len(names)).reshape(-1, len(names)).to(dtype)
-        template = random_batch(source, len(grid), torch.Generator().manual_seed(1), dtype)
-        columns = {n: (-grid[:, i] if n == "token_kl" else grid[:, i]) for i, n in enumerate(names)}
-        yield source, replace(template, **columns)
+def _extreme_batch(source: str, dtype: torch.dtype) -> Batch:
+    """Every combination of extreme log-probs of whole responses; random extremes for tokens, candidates and references."""
+    generator = torch.Generator().manual_seed(1)
+    extremes = torch.tensor(EXTREMES)
+    main = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+    grid = torch.cartesian_prod(*[extremes] * len(main))
+    template = random_batch(source, len(grid), generator, dtype)
+    fields = {
+        name: extremes[torch.randint(len(EXTREMES), tensor.shape, generator=generator)].to(dtype)
+        for name, tensor in template.tensors().items()
+        if name.endswith(("logps", "token_kl"))
+    }
+    fields |= {name: -value for name, value in fields.items() if name.endswith("token_kl")}
+    if source == "pairs":
+        fields |= {name: grid[:, i].to(dtype) for i, name in enumerate(main)}
+    return replace(template, **fields)
 
 
 def _per_example(objective: Objective) -> str:
@@ -154,9 +211,9 @@ def _per_example(objective: Objective) -> str:
 def _step_zero(objective: Objective) -> str:
     """With policy = reference, a loss that compares with the reference does not depend on what the log-probs are (margin 0)."""
     for term in objective.terms:
-        if term.source != "pairs" or "ref_logps" not in term.needs:
+        if "ref_logps" not in term.needs:
             continue
-        starts = [_at_reference(seed) for seed in (3, 4)]
+        starts = [_at_reference(term.source, seed) for seed in (3, 4)]
         margin = getattr(term, "margin", None)
         if margin is not None and not bool((margin.value(starts[0], term.name) == 0).all()):
             return f"{term.name}: the margin {margin.name} is not exactly 0 where policy and reference agree"
@@ -166,16 +223,16 @@ def _step_zero(objective: Objective) -> str:
     return ""
 
 
-def _at_reference(seed: int) -> PairBatch:
-    """A batch whose policy is the reference; batches of other seeds differ in their log-probs alone."""
-    batch = random_batch("pairs", 8, torch.Generator().manual_seed(0))
-    moved = random_batch("pairs", 8, torch.Generator().manual_seed(seed))
-    assert isinstance(batch, PairBatch)
-    assert isinstance(moved, PairBatch)
-    chosen, rejected = moved.chosen_logps, moved.rejected_logps
-    return replace(
-        batch, chosen_logps=chosen, rejected_logps=rejected, ref_chosen_logps=chosen, ref_rejected_logps=rejected
-    )
+def _at_reference(source: str, seed: int) -> Batch:
+    """A batch whose policy is the reference, responses of equal length; other seeds change the log-probs of responses alone."""
+    batch = random_batch(source, 8, torch.Generator().manual_seed(0))
+    moved = random_batch(source, 8, torch.Generator().manual_seed(seed)).tensors()
+    fields = batch.tensors()
+    fields |= {n: moved[n] for n in fields if n.endswith("logps") and "token" not in n}
+    fields |= {f"ref_{n}": tensor for n, tensor in fields.items() if f"ref_{n}" in fields}
+    fields |= {n: torch.zeros_like(tensor) for n, tensor in fields.items() if n.endswith("token_kl")}
+    fields |= {n.replace("chosen", "rejected"): fields[n] for n in ("chosen_lengths", "chosen_mask") if n in fields}
+    return replace(batch, **fields)
 
 
 CHECKS: dict[str, Callable[[Objective], str]] = {

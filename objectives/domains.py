@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from torch import Tensor
 
 from objectives.errors import ObjectiveError
-from objectives.margins import Value
+from objectives.values import Value
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,23 @@ class Domain:
 Positive = Annotated[Value, Domain("> 0", lambda x: x > 0)]
 NonNegative = Annotated[Value, Domain(">= 0", lambda x: x >= 0)]
 Real = Annotated[Value, Domain("any finite number", lambda x: True)]
+
+# Parameters that shape a link: one number, not one per problem.
+Number = Annotated[float, Domain("any finite number", lambda x: True)]
+PositiveNumber = Annotated[float, Domain("> 0", lambda x: x > 0)]
+Smoothing = Annotated[float, Domain("in [0, 0.5)", lambda x: 0 <= x < 0.5)]
+PositiveSmoothing = Annotated[float, Domain("in (0, 0.5)", lambda x: 0 < x < 0.5)]
+Fraction = Annotated[float, Domain("in [0, 1]", lambda x: 0 <= x <= 1)]
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """Numbers >= 0 that sum to 1."""
+
+    text: str = "a tuple of numbers >= 0 that sum to 1"
+
+
+MixtureWeights = Annotated[tuple[float, ...], Simplex()]
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class HyperParameter:
     def check(self, objective: str, value: Any) -> Any:
         """The value as the objective takes it (numbers as float), or an ObjectiveError naming objective, argument and range."""
         accepted = _accept(self.hint, value)
-        if accepted is None:
+        if accepted is REFUSED:
             shown = (
                 f"a tensor with values {value.min().item():g}..{value.max().item():g}"
                 if isinstance(value, Tensor)
@@ -70,6 +87,9 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}"
 
 
+REFUSED = object()
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
@@ -78,7 +98,7 @@ def _allowed(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(repr(choice) for choice in get_args(hint))
     if get_origin(hint) is Annotated:
-        return next(extra.text for extra in get_args(hint) if isinstance(extra, Domain))
+        return next(extra.text for extra in get_args(hint) if isinstance(extra, Domain | Simplex))
     members = _members(hint)
     if len(members) > 1:
         return " or ".join(_allowed(member) for member in members)
@@ -86,21 +106,26 @@ def _allowed(hint: Any) -> str:
 
 
 def _accept(hint: Any, value: Any) -> Any:
-    """The value, converted, if the hint admits it; else None (a hint that admits None returns it too)."""
+    """The value, converted, if the hint admits it; else REFUSED."""
     for member in _members(hint):
         if get_origin(member) is Literal:
             if isinstance(value, str | bool) and value in get_args(member):
                 return value
         elif get_origin(member) is Annotated:
-            domain = next((extra for extra in get_args(member) if isinstance(extra, Domain)), None)
-            if domain is not None and _in_domain(domain, value):
+            domain = next((extra for extra in get_args(member) if isinstance(extra, Domain | Simplex)), None)
+            if isinstance(domain, Simplex):
+                if _in_simplex(value):
+                    return tuple(float(weight) for weight in value)
+            elif isinstance(value, Tensor) and get_args(member)[0] is float:
+                continue
+            elif domain is not None and _in_domain(domain, value):
                 return value if isinstance(value, Tensor) else float(value)
         elif member is bool:
             if isinstance(value, bool):
                 return value
         elif isinstance(member, type) and isinstance(value, member):
             return value
-    return None
+    return REFUSED
 
 
 def _in_domain(domain: Domain, value: Any) -> bool:
@@ -111,3 +136,10 @@ def _in_domain(domain: Domain, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real_):
         return False
     return math.isfinite(float(value)) and domain.contains(float(value))
+
+
+def _in_simplex(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or not value:
+        return False
+    numbers = [float(x) for x in value if isinstance(x, Real_) and not isinstance(x, bool)]
+    return len(numbers) == len(value) and min(numbers) >= 0 and abs(math.fsum(numbers) - 1) < 1e-9

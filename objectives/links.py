@@ -6,6 +6,7 @@ instead of inferring that from an iteration cap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 Scalar = Callable[[Tensor], Tensor]
+
+# Beyond this exponent exp is continued along its tangent: losses and gradients then stay finite in float32 for any log-probs.
+LARGEST_EXPONENT = 64.0
+
+
+def bounded_exp(x: Tensor) -> Tensor:
+    """exp(x) up to x = 64 and its tangent beyond: increasing, convex, and with finite gradient however large x is."""
+    return torch.exp(x.clamp(max=LARGEST_EXPONENT)) * (1.0 + (x - LARGEST_EXPONENT).clamp(min=0.0))
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ square = Link(
     value=lambda z: z.square(),
     first=lambda z: 2.0 * z,
     second=lambda z: torch.full_like(z, 2.0),
-    slope_plus=float("inf"),
-    slope_minus=float("inf"),
+    slope_plus=math.inf,
+    slope_minus=math.inf,
 )
 
 negative_sigmoid = Link(
@@ -69,3 +78,169 @@ negative_sigmoid = Link(
     convex=False,
 )
 """-s(z): bounded, so any coercive regulariser, however weak, keeps the minimiser finite; not convex for z < 0."""
+
+error_probability = Link(
+    name="error_probability",
+    value=lambda z: torch.sigmoid(-z),
+    first=negative_sigmoid.first,
+    second=negative_sigmoid.second,
+    slope_plus=0.0,
+    slope_minus=0.0,
+    convex=False,
+)
+"""1 - s(z): `negative_sigmoid` lifted to start at 0."""
+
+hinge = Link(
+    name="hinge",
+    value=lambda z: (1.0 - z).clamp(min=0.0),
+    first=lambda z: -(z < 1.0).to(z.dtype),
+    second=torch.zeros_like,
+    slope_plus=0.0,
+    slope_minus=1.0,
+    attains_plus=True,
+)
+
+truncated_square = Link(
+    name="truncated_square",
+    value=lambda z: (1.0 - z).clamp(min=0.0).square(),
+    first=lambda z: -2.0 * (1.0 - z).clamp(min=0.0),
+    second=lambda z: 2.0 * (z < 1.0).to(z.dtype),
+    slope_plus=0.0,
+    slope_minus=math.inf,
+    attains_plus=True,
+)
+
+exponential = Link(
+    name="exponential",
+    value=lambda z: bounded_exp(-z),
+    first=lambda z: -torch.exp((-z).clamp(max=LARGEST_EXPONENT)),
+    second=lambda z: torch.exp((-z).clamp(max=LARGEST_EXPONENT)) * (-z < LARGEST_EXPONENT),
+    slope_plus=0.0,
+    slope_minus=math.inf,
+)
+"""e^-z, continued along its tangent below z = -64."""
+
+
+def _savage_second(z: Tensor) -> Tensor:
+    error = torch.sigmoid(-z)
+    return error.square() * torch.sigmoid(z) * (4.0 - 6.0 * error)
+
+
+savage = Link(
+    name="savage",
+    value=lambda z: torch.sigmoid(-z).square(),
+    first=lambda z: -2.0 * torch.sigmoid(-z).square() * torch.sigmoid(z),
+    second=_savage_second,
+    slope_plus=0.0,
+    slope_minus=0.0,
+    convex=False,
+)
+"""1/(1 + e^z)^2: bounded, so a badly wrong pair teaches nothing."""
+
+
+def two_sided(link: Link, agree: float, disagree: float, *, name: str, convex: bool) -> Link:
+    """``agree * f(z) + disagree * f(-z)``: what becomes of a link when labels may be wrong, or pull both ways."""
+
+    def slope(weight: float, value: float) -> float:
+        return weight * value if weight else 0.0  # 0 * inf is 0: that side does not occur
+
+    return Link(
+        name=name,
+        value=lambda z: agree * link.value(z) + disagree * link.value(-z),
+        first=lambda z: agree * link.first(z) - disagree * link.first(-z),
+        second=lambda z: agree * link.second(z) + disagree * link.second(-z),
+        slope_plus=slope(agree, link.slope_plus) + slope(disagree, link.slope_minus),
+        slope_minus=slope(agree, link.slope_minus) + slope(disagree, link.slope_plus),
+        attains_plus=(link.attains_plus or not agree) and (link.attains_minus or not disagree),
+        attains_minus=(link.attains_minus or not agree) and (link.attains_plus or not disagree),
+        convex=convex,
+    )
+
+
+def smoothed_logistic(label_smoothing: float) -> Link:
+    """(1 - e) L(z) + e L(-z): labels are wrong with probability e. Minimum at z = logit(1 - e)."""
+    return two_sided(logistic, 1.0 - label_smoothing, label_smoothing, name="smoothed_logistic", convex=True)
+
+
+def robust_logistic(label_smoothing: float) -> Link:
+    """[(1 - e) L(z) - e L(-z)] / (1 - 2e) = L(z) - z e/(1 - 2e): convex, and unbounded below for e > 0."""
+    scale = 1.0 / (1.0 - 2.0 * label_smoothing)
+    return two_sided(
+        logistic, scale * (1.0 - label_smoothing), -scale * label_smoothing, name="robust_logistic", convex=True
+    )
+
+
+def reverse_kl(label_smoothing: float) -> Link:
+    """KL(q || p) of the labels q = (s(z), s(-z)) from p = (1 - e, e): bounded, minimum 0 at z = logit(1 - e)."""
+    log_right, log_wrong = math.log1p(-label_smoothing), math.log(label_smoothing)
+    target = log_right - log_wrong
+
+    def value(z: Tensor) -> Tensor:
+        return torch.sigmoid(z) * (logsigmoid(z) - log_right) + torch.sigmoid(-z) * (logsigmoid(-z) - log_wrong)
+
+    def second(z: Tensor) -> Tensor:
+        return _sigmoid_slope(z) * (1.0 + (1.0 - 2.0 * torch.sigmoid(z)) * (z - target))
+
+    return Link(
+        name="reverse_kl",
+        value=value,
+        first=lambda z: _sigmoid_slope(z) * (z - target),
+        second=second,
+        slope_plus=0.0,
+        slope_minus=0.0,
+        convex=False,
+    )
+
+
+def blended_exponential(temperature: float) -> Link:
+    """(1 - m) L(z) + m e^-z with m = s(z/temperature) (DiscoPOP): not monotone and not convex."""
+
+    def mix(z: Tensor) -> tuple[Tensor, Tensor]:
+        """m, and m e^-z as one exponential: apart they would be 0 * inf."""
+        return torch.sigmoid(z / temperature), bounded_exp(logsigmoid(z / temperature) - z)
+
+    def value(z: Tensor) -> Tensor:
+        m, mixed = mix(z)
+        return (1.0 - m) * logistic.value(z) + mixed
+
+    def first(z: Tensor) -> Tensor:
+        m, mixed = mix(z)
+        rest = 1.0 - m
+        return -m * rest / temperature * logistic.value(z) + rest * logistic.first(z) + mixed * (rest / temperature - 1)
+
+    def second(z: Tensor) -> Tensor:
+        m, mixed = mix(z)
+        rest = 1.0 - m
+        slope = m * rest / temperature
+        curvature = slope * (rest - m) / temperature
+        logarithmic = -curvature * logistic.value(z) - 2.0 * slope * logistic.first(z) + rest * logistic.second(z)
+        return logarithmic + mixed * ((rest / temperature - 1.0) ** 2 - slope / temperature)
+
+    return Link(
+        name="blended_exponential",
+        value=value,
+        first=first,
+        second=second,
+        slope_plus=0.0,
+        slope_minus=1.0 if temperature <= 1 else math.inf,
+        convex=False,
+    )
+
+
+def clipped(link: Link, bound: float) -> Link:
+    """f(z clipped to +-bound): constant, with zero gradient, outside."""
+
+    def inside(z: Tensor) -> Tensor:
+        return (z.abs() < bound).to(z.dtype)
+
+    return Link(
+        name=f"clipped_{link.name}",
+        value=lambda z: link.value(z.clamp(-bound, bound)),
+        first=lambda z: link.first(z.clamp(-bound, bound)) * inside(z),
+        second=lambda z: link.second(z.clamp(-bound, bound)) * inside(z),
+        slope_plus=0.0,
+        slope_minus=0.0,
+        attains_plus=True,
+        attains_minus=True,
+        convex=False,
+    )

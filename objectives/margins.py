@@ -1,6 +1,7 @@
 """Margins: how far the policy prefers the chosen response, per pair, in nats.
 
-All margins here are affine in the policy's two log-probs, ``c_w p_w - c_l p_l + constant``; ``coefficients`` gives (c_w, c_l), from
+A margin compares the *scores* of the two responses: log-probs, with or without the reference's, with or without division by the
+length. Where it is affine in the policy's two log-probs, ``c_w p_w - c_l p_l + constant``, ``coefficients`` gives (c_w, c_l), from
 which an exact solver has its chain rule.
 """
 
@@ -12,8 +13,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from objectives.batches import PairBatch
+from objectives.values import Value, per_example
 
-Value = float | Tensor
+__all__ = [
+    "Margin",
+    "Value",
+    "chosen_ratio",
+    "length_normalized",
+    "length_normalized_adjusted",
+    "length_shifted",
+    "plain",
+    "reference_adjusted",
+    "rejected_ratio",
+    "scores",
+    "select",
+    "transformed",
+]
 
 
 @dataclass(frozen=True)
@@ -27,26 +42,44 @@ class Margin:
     needs: frozenset[str]
 
 
-def _plain(batch: PairBatch, objective: str) -> Tensor:
-    return batch.chosen_logps - batch.rejected_logps
+def scores(batch: PairBatch, objective: str, *, adjusted: bool, normalized: bool) -> tuple[Tensor, Tensor]:
+    """(..., N) each: the chosen and the rejected response's log-prob, ``adjusted`` by the reference's, ``normalized`` by length."""
+    chosen, rejected = batch.chosen_logps, batch.rejected_logps
+    if adjusted:
+        chosen = chosen - batch.require("ref_chosen_logps", objective)
+        rejected = rejected - batch.require("ref_rejected_logps", objective)
+    if normalized:
+        chosen = chosen / batch.require("chosen_lengths", objective)
+        rejected = rejected / batch.require("rejected_lengths", objective)
+    return chosen, rejected
 
 
-def _reference_adjusted(batch: PairBatch, objective: str) -> Tensor:
-    chosen = batch.chosen_logps - batch.require("ref_chosen_logps", objective)
-    return chosen - (batch.rejected_logps - batch.require("ref_rejected_logps", objective))
+def _needs(adjusted: bool, normalized: bool) -> frozenset[str]:
+    return frozenset({"ref_logps"} if adjusted else ()) | frozenset({"lengths"} if normalized else ())
 
 
-def _length_normalized(batch: PairBatch, objective: str) -> Tensor:
-    chosen = batch.chosen_logps / batch.require("chosen_lengths", objective)
-    return chosen - batch.rejected_logps / batch.require("rejected_lengths", objective)
+def transformed(
+    name: str,
+    symbol: str,
+    combine: Callable[[Tensor, Tensor], Tensor],
+    *,
+    adjusted: bool = True,
+    normalized: bool = False,
+) -> Margin:
+    """The margin ``combine(score of the chosen, score of the rejected)``, not affine."""
+
+    def value(batch: PairBatch, objective: str) -> Tensor:
+        return combine(*scores(batch, objective, adjusted=adjusted, normalized=normalized))
+
+    return Margin(name, symbol, value, None, _needs(adjusted, normalized))
 
 
-def _length_normalized_adjusted(batch: PairBatch, objective: str) -> Tensor:
-    chosen = (batch.chosen_logps - batch.require("ref_chosen_logps", objective)) / batch.require(
-        "chosen_lengths", objective
-    )
-    rejected = batch.rejected_logps - batch.require("ref_rejected_logps", objective)
-    return chosen - rejected / batch.require("rejected_lengths", objective)
+def _difference(name: str, symbol: str, *, adjusted: bool, normalized: bool) -> Margin:
+    def value(batch: PairBatch, objective: str) -> Tensor:
+        chosen, rejected = scores(batch, objective, adjusted=adjusted, normalized=normalized)
+        return chosen - rejected
+
+    return Margin(name, symbol, value, _inverse_lengths if normalized else _ones, _needs(adjusted, normalized))
 
 
 def _ones(batch: PairBatch) -> tuple[Value, Value]:
@@ -57,17 +90,11 @@ def _inverse_lengths(batch: PairBatch) -> tuple[Value, Value]:
     return 1.0 / batch.require("chosen_lengths", "margin"), 1.0 / batch.require("rejected_lengths", "margin")
 
 
-plain = Margin("plain", "d", _plain, _ones, frozenset())
-reference_adjusted = Margin("reference_adjusted", "D", _reference_adjusted, _ones, frozenset({"ref_logps"}))
-length_normalized = Margin(
-    "length_normalized", "(p_w/|w| - p_l/|l|)", _length_normalized, _inverse_lengths, frozenset({"lengths"})
-)
-length_normalized_adjusted = Margin(
-    "length_normalized_adjusted",
-    "(a/|w| - b/|l|)",
-    _length_normalized_adjusted,
-    _inverse_lengths,
-    frozenset({"ref_logps", "lengths"}),
+plain = _difference("plain", "d", adjusted=False, normalized=False)
+reference_adjusted = _difference("reference_adjusted", "D", adjusted=True, normalized=False)
+length_normalized = _difference("length_normalized", "(p_w/|w| - p_l/|l|)", adjusted=False, normalized=True)
+length_normalized_adjusted = _difference(
+    "length_normalized_adjusted", "(a/|w| - b/|l|)", adjusted=True, normalized=True
 )
 
 
@@ -76,3 +103,27 @@ def select(*, adjusted: bool, normalized: bool) -> Margin:
     if adjusted:
         return length_normalized_adjusted if normalized else reference_adjusted
     return length_normalized if normalized else plain
+
+
+def _chosen_ratio(batch: PairBatch, objective: str) -> Tensor:
+    return batch.chosen_logps - batch.require("ref_chosen_logps", objective)
+
+
+def _rejected_ratio(batch: PairBatch, objective: str) -> Tensor:
+    return batch.require("ref_rejected_logps", objective) - batch.rejected_logps
+
+
+chosen_ratio = Margin("chosen_ratio", "a", _chosen_ratio, lambda batch: (1.0, 0.0), _needs(True, False))
+"""How far the chosen response gained on the reference: one response's share of D = a - b."""
+rejected_ratio = Margin("rejected_ratio", "-b", _rejected_ratio, lambda batch: (0.0, 1.0), _needs(True, False))
+"""How far the rejected response lost on the reference: the other response's share of D = a - b."""
+
+
+def length_shifted(weight: Value) -> Margin:
+    """D + weight (|w| - |l|): a longer chosen response must not win for its length."""
+
+    def value(batch: PairBatch, objective: str) -> Tensor:
+        longer = batch.require("chosen_lengths", objective) - batch.require("rejected_lengths", objective)
+        return reference_adjusted.value(batch, objective) + per_example(weight) * longer
+
+    return Margin("length_shifted", "D + c (|w| - |l|)", value, _ones, _needs(True, True))

@@ -10,10 +10,10 @@ from objectives import links, margins
 from objectives.batches import PairBatch
 from objectives.domains import NonNegative, Positive
 from objectives.errors import ObjectiveError
-from objectives.margins import Value
 from objectives.registry import register
 from objectives.regularisers import forward_kl_term, pretraining_term
 from objectives.terms import Term, pair_term
+from objectives.values import Value
 
 
 @register(
@@ -25,7 +25,8 @@ from objectives.terms import Term, pair_term
     "two actions, reference q: pi = (B + sqrt(B^2 + 4 c beta q))/(2 c), c = 2p - 1, B = c - beta",
     watch="s saturates when |d| is tens of nats: temperature='auto' (sequences) is the spread of d under the reference; "
     "the pair term is not convex",
-    differences="reference_adjusted: D for d; length_normalized: log-probs divided by lengths; tokens='full': the low-variance forward KL",
+    differences="reference_adjusted: D for d; length_normalized: log-probs divided by lengths; tokens='full': the low-variance "
+    "forward KL",
 )
 def maxpo(
     beta: NonNegative = 0.1,

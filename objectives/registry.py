@@ -20,6 +20,10 @@ from objectives.terms import Objective, Part, Term
 
 ENTRY_POINT_GROUP = "preference_objectives"
 Factory = Callable[..., Term | tuple[Term, ...]]
+COUPLING = (
+    "an example's loss depends on its whole batch, by means under the batch's weights: exact where the batch is the whole distribution "
+    "(a bandit); under data parallelism each device sees its own part, so gather the batch or accept per-device means"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Spec:
     formula: str
     paper: str
     equation: str
+    defaults: str
     optimum: str
     watch: str
     differences: str
@@ -54,6 +59,8 @@ class Description:
     equation: str
     needs: tuple[str, ...]
     hyperparameters: tuple[HyperParameter, ...]
+    defaults: str
+    coupled: bool
     optimum: str
     watch: str
     differences: str
@@ -69,8 +76,10 @@ class Description:
                 ("default" if i == 0 else "", f"{h.name} = {h.default!r}  ({h.allowed})")
                 for i, h in enumerate(self.hyperparameters)
             ),
+            ("origin", self.defaults),
             ("optimum", self.optimum),
             ("watch", self.watch),
+            ("coupling", COUPLING if self.coupled else ""),
             ("variants", self.differences),
         ]
         return "\n".join([f"{self.name}: {self.summary}", *(f"  {key:<9} {text}" for key, text in rows if text)])
@@ -87,6 +96,7 @@ def register(
     family: str = "pairwise",
     paper: str = "",
     equation: str = "",
+    defaults: str = "",
     optimum: str = "",
     watch: str = "",
     differences: str = "",
@@ -97,7 +107,7 @@ def register(
         name: an identifier, unique in the registry.
         formula: the per-example loss, in the notation of the documentation.
         family: the heading under which lists show it.
-        paper, equation: the source, e.g. ``arXiv 2305.18290`` and ``eq. 7``.
+        paper, equation: the source, e.g. ``arXiv 2305.18290`` and ``eq. 7``. defaults: where the default values come from.
         optimum: the analytic optimum, where known. watch: what to look out for. differences: variants, and where libraries differ.
 
     Raises:
@@ -111,7 +121,7 @@ def register(
     def decorate(factory: Factory) -> Factory:
         if name in _specs:
             raise ObjectiveError(f"an objective {name!r} is already registered by {_specs[name].factory.__module__}")
-        spec = Spec(name, factory, family, formula, paper, equation, optimum, watch, differences)
+        spec = Spec(name, factory, family, formula, paper, equation, defaults, optimum, watch, differences)
         for parameter in spec.hyperparameters:
             parameter.check(name, parameter.default)
         _specs[name] = spec
@@ -236,6 +246,8 @@ def describe(name: str) -> Description:
         equation=spec.equation,
         needs=tuple(sorted(objective.needs)),
         hyperparameters=spec.hyperparameters,
+        defaults=spec.defaults,
+        coupled=any(term.coupled for term in objective.terms),
         optimum=spec.optimum,
         watch=spec.watch,
         differences=spec.differences,

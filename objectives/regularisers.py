@@ -8,9 +8,9 @@ from torch import Tensor
 
 from objectives.batches import PairBatch, SampleBatch
 from objectives.domains import NonNegative
-from objectives.margins import Value
 from objectives.registry import get, register
 from objectives.terms import Objective, Term
+from objectives.values import Value
 
 FAMILY = "regulariser"
 
@@ -38,6 +38,15 @@ def pretraining_term(weight: Value) -> Term:
     return Term("pretraining", "pretraining", loss, weight)
 
 
+def chosen_nll_term(weight: Value, *, per_token: bool) -> Term:
+    """weight * E_pairs[-p_w], or of the mean over the chosen response's tokens."""
+
+    def loss(batch: PairBatch) -> Tensor:
+        return -batch.chosen_logps / batch.require("chosen_lengths", "chosen_nll") if per_token else -batch.chosen_logps
+
+    return Term("chosen_nll", "pairs", loss, weight, frozenset({"lengths"}) if per_token else frozenset())
+
+
 @register(
     "forward_kl",
     family=FAMILY,
@@ -62,10 +71,21 @@ def _forward_kl(weight: NonNegative = 0.1, tokens: Literal["sampled", "full"] = 
 def _chosen_nll(weight: NonNegative = 0.1, per_token: bool = False) -> Term:
     """Negative log-likelihood of the chosen response."""
 
-    def loss(batch: PairBatch) -> Tensor:
-        return -batch.chosen_logps / batch.require("chosen_lengths", "chosen_nll") if per_token else -batch.chosen_logps
+    return chosen_nll_term(weight, per_token=per_token)
 
-    return Term("chosen_nll", "pairs", loss, weight, frozenset({"lengths"}) if per_token else frozenset())
+
+@register(
+    "sft",
+    family=FAMILY,
+    formula="-p_w/|w|",
+    paper="standard",
+    optimum="the distribution of the chosen responses",
+    watch="takes no notice of the rejected responses",
+    differences="the mean of per-response token means; trl's loss_type 'sft' is the mean over all tokens of the batch",
+)
+def _sft() -> Term:
+    """Supervised fine-tuning: negative log-likelihood of the chosen response, per token."""
+    return chosen_nll_term(1.0, per_token=True)
 
 
 @register(

@@ -15,14 +15,11 @@ from torch import Tensor
 from objectives.batches import Batch, PairBatch
 from objectives.errors import ObjectiveError
 from objectives.links import Link
-from objectives.margins import Margin, Value
+from objectives.margins import Margin
+from objectives.values import Value
+from objectives.values import per_example as per_example
 
 SOURCES = ("pairs", "reference_samples", "pretraining", "candidates", "unpaired", "rollouts")
-
-
-def per_example(value: Value) -> Value:
-    """A hyper-parameter of a batch of problems, (...), made to broadcast over the examples of each, (..., 1); a number stays itself."""
-    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.ndim else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +27,9 @@ class Term:
     """One expectation of the objective: ``weight * E_source[loss]``.
 
     ``loss(batch)`` maps the source's batch to (..., N), one value per example. ``needs`` names what the batch must carry beyond
-    the policy's log-probs: "ref_logps", "lengths", "reference_token_kl".
+    the policy's log-probs: "ref_logps", "lengths", "reference_token_kl", "rewards", "token_logps", ... (see the batches).
+    ``coupled``: whether an example's loss depends on the others of its batch (through weighted means), so that its value changes with
+    the batch and with how it is split over devices.
     """
 
     name: str
@@ -38,6 +37,7 @@ class Term:
     loss: Callable[[Any], Tensor]
     weight: Value = 1.0
     needs: frozenset[str] = frozenset()
+    coupled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,20 +155,18 @@ class Objective:
         """Weighted expectation of each term, by term name, each of shape (...).
 
         Args:
-            batches: one batch per source of the objective.
+            batches: one batch per source of the objective; candidates and unpaired labels, where not given, are made of the pairs.
 
         Raises:
             ObjectiveError: a source or a field is missing, a log-prob is not finite or is positive.
         """
-        values: dict[str, Tensor] = {}
+        given: dict[str, Batch] = {}
         for source in dict.fromkeys(term.source for term in self.terms):
-            if source not in batches:
-                raise ObjectiveError(
-                    f"{self.name} needs a batch of {source!r}; given: {', '.join(batches) or 'nothing'}"
-                )
-            batches[source].check(self.name)
+            given[source] = _of_source(source, batches, self.name)
+            given[source].check(self.name)
+        values: dict[str, Tensor] = {}
         for term in self.terms:
-            batch = batches[term.source]
+            batch = given[term.source]
             values[term.name] = values.get(term.name, 0.0) + term.weight * batch.mean(_one_per_example(term, batch))
         return values
 
@@ -178,25 +176,48 @@ class Objective:
         return sum(values[1:], start=values[0])
 
     def pair_losses(self, batch: PairBatch) -> Tensor:
-        """(..., N): one loss per pair, not reduced: the sum of the terms whose source is the pairs.
+        """(..., N): one loss per pair, not reduced: the sum of the terms whose source is the pairs, or can be made of them
+        (a pair is two candidates with a one-hot target, or a desirable and an undesirable example).
 
         Raises:
             ObjectiveError: the objective has no such term, or the batch lacks what it needs.
         """
-        terms = [term for term in self.terms if term.source == "pairs"]
+        terms = [term for term in self.terms if term.source == "pairs" or term.source in FROM_PAIRS]
         if not terms:
             raise ObjectiveError(
                 f"{self.name} has no term on pairs; its sources: {', '.join(sorted({t.source for t in self.terms}))}"
             )
         batch.check(self.name)
-        losses = [per_example(term.weight) * _one_per_example(term, batch) for term in terms]
+        losses = []
+        for term in terms:
+            given = _of_source(term.source, {"pairs": batch}, self.name)
+            per_pair = _one_per_example(term, given)
+            if term.source == "unpaired":  # first every chosen, then every rejected response
+                chosen, rejected = per_pair.chunk(2, dim=-1)
+                per_pair = chosen + rejected
+            losses.append(per_example(term.weight) * per_pair)
         return sum(losses[1:], start=losses[0])
+
+
+FROM_PAIRS: dict[str, Callable[[PairBatch], Batch]] = {
+    "candidates": PairBatch.as_candidates,
+    "unpaired": PairBatch.as_unpaired,
+}
+
+
+def _of_source(source: str, batches: Mapping[str, Batch], objective: str) -> Batch:
+    if source in batches:
+        return batches[source]
+    pairs = batches.get("pairs")
+    if source in FROM_PAIRS and isinstance(pairs, PairBatch):
+        return FROM_PAIRS[source](pairs)
+    raise ObjectiveError(f"{objective} needs a batch of {source!r}; given: {', '.join(batches) or 'nothing'}")
 
 
 def _one_per_example(term: Term, batch: Batch) -> Tensor:
     """The term's losses, refused unless there is one per example: a reduced loss would silently ignore the weights."""
     losses = term.loss(batch)
-    examples = max(tensor.shape[-1] for tensor in batch.tensors().values())
+    examples = batch.shape[-1]
     if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[-1] != examples:
         shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
         raise ObjectiveError(
