@@ -1,0 +1,7 @@
+"""Exact tabular worlds: what a preference objective does to a policy where everything can be computed."""
+
+from toy_bandits.errors import BanditError
+from toy_bandits.problem import Bandit
+from toy_bandits.solver import Certificate, Solution, solve
+
+__all__ = ["Bandit", "BanditError", "Certificate", "Solution", "solve"]

@@ -1,0 +1,134 @@
+"""Which minimisers exist, proved from the losses' behaviour at infinity.
+
+Along a direction delta of the logits (per context) every term with known slopes at infinity grows linearly unless some inequalities
+delta_a >= delta_b hold: a pair whose loss grows when a falls behind b asks for delta_a >= delta_b, and -log pi(y) asks for
+delta_y >= delta_b for all b. Take these inequalities as the arrows of a graph, and call two actions *tied* if any term's value
+depends on their difference. Then, in each set of actions that are tied directly or through others:
+
+- every two actions reach each other along arrows: the objective grows in every direction, so a minimiser exists;
+- otherwise some direction meets no growth. If, for a convex objective, a loss keeps falling along it, no minimiser exists ("diverges").
+
+For the logistic loss this is Ford's criterion for Bradley-Terry models (Ford 1957; Hunter 2004): arrows are wins of positive probability.
+Moving whole tied sets against each other changes nothing: with more than one per context, minimisers form a continuum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
+
+
+@dataclass
+class Structure:
+    """What is proved of each problem, before any number is computed. Labels (B, X, A) name each set by its first action."""
+
+    tied: Tensor
+    """(B, X, A): the set of tied actions that each action belongs to."""
+    strong: Tensor
+    """(B, X, A): the set of actions that reach each other along arrows."""
+    direction: Tensor
+    """(B, X, A): where the problem diverges, a direction without growth: the height of each strong set above the lowest below it."""
+    exists: Tensor
+    """(B,): proved that a minimiser exists."""
+    diverges: Tensor
+    """(B,): proved that none exists."""
+    unique: Tensor
+    """(B,): proved strictly convex up to the tied sets' offsets."""
+
+    @property
+    def free(self) -> Tensor:
+        """(B,): how many offsets between tied sets the objective does not see, over contexts of positive probability."""
+        first = self.tied == torch.arange(self.tied.shape[-1], device=self.tied.device)
+        return (first.sum(-1) - 1).sum(-1)
+
+
+def analyse(function: Function) -> Structure:
+    """The structure of every problem of a flattened batch."""
+    problem = function.problem
+    shape = problem.label_weights.shape
+    slope = problem.reference.new_zeros(shape)  # growth of the terms when [a] leaves [b] behind
+    tied, falls, arrows = (torch.zeros(shape, dtype=torch.bool, device=slope.device) for _ in range(3))
+    known = torch.ones(shape[0], dtype=torch.bool, device=slope.device)
+    convex, strict = known.clone(), known.clone()
+    for piece in function.pieces:
+        if isinstance(piece, PairPiece):
+            weights = problem.label_weights * _column(piece.term.weight)
+            against = weights.transpose(-1, -2)
+            link = piece.link
+            tied |= (weights > 0) | (against > 0)
+            slope += _times(weights, link.slope_plus, piece) + _times(against, link.slope_minus, piece)
+            falls |= (weights > 0) & (not link.attains_plus) & _is_zero(link.slope_plus)
+            falls |= (against > 0) & (not link.attains_minus) & _is_zero(link.slope_minus)
+            convex &= link.convex
+            strict &= not (link.attains_plus or link.attains_minus)
+        elif isinstance(piece, CrossEntropyPiece):
+            asks = (piece.masses > 0).unsqueeze(-1).expand(shape)
+            arrows |= asks
+            falls |= asks
+            tied |= asks | asks.any(-2, keepdim=True)
+        else:
+            known &= False
+            tied |= True
+    known &= (slope >= 0).flatten(1).all(-1)
+    relevant = (problem.contexts > 0)[..., None, None]
+    tied |= ~relevant  # a context of probability 0 adds no freedom worth reporting
+    arrows |= (slope > 0).transpose(-1, -2) | ~relevant
+    tied, reach = closure(tied | tied.transpose(-1, -2)), closure(arrows)
+    strong = reach & reach.transpose(-1, -2)
+    coercive = (~tied | strong).flatten(1).all(-1)
+    # A pair that still falls while [a] rises above [b], where no arrow asks b to follow.
+    escape = (falls & (slope <= 0) & tied & ~reach.transpose(-1, -2)).flatten(1).any(-1)
+    diverges = known & convex & ~coercive & escape
+    height = _height(arrows & ~strong, strong) if bool(diverges.any()) else torch.zeros_like(problem.reference)
+    return Structure(
+        tied=_first(tied),
+        strong=_first(strong),
+        direction=torch.where(diverges[:, None, None], height, 0.0),
+        exists=known & coercive,
+        diverges=diverges,
+        unique=known & coercive & convex & strict,
+    )
+
+
+def _column(value: float | Tensor) -> float | Tensor:
+    """A weight per problem, to broadcast over tables (B, X, A, A)."""
+    return value.reshape(-1, 1, 1, 1) if isinstance(value, Tensor) and value.ndim else value
+
+
+def _times(weights: Tensor, slope: float | Tensor, piece: PairPiece) -> Tensor:
+    """weights * slope of the term's loss per nat, with 0 * inf = 0."""
+    return torch.where(weights > 0, weights * _column(slope) * _column(piece.term.scale), 0.0)
+
+
+def _is_zero(slope: float | Tensor) -> Tensor:
+    return torch.as_tensor(_column(slope)) == 0
+
+
+def closure(edges: Tensor) -> Tensor:
+    """Reflexive transitive closure of boolean tables (..., A, A), by repeated squaring."""
+    actions = edges.shape[-1]
+    reach = edges | torch.eye(actions, dtype=torch.bool, device=edges.device)
+    for _ in range((actions - 1).bit_length()):
+        reach = (reach.float() @ reach.float()) > 0
+    return reach
+
+
+def _first(classes: Tensor) -> Tensor:
+    """(..., A, A) equivalence -> (..., A): the first member of each action's class."""
+    return classes.to(torch.uint8).argmax(-1)
+
+
+def _height(above: Tensor, strong: Tensor) -> Tensor:
+    """Length of the longest chain of strictly lower strong sets below each action, (..., A)."""
+    height = torch.zeros(above.shape[:-1], dtype=torch.float64, device=above.device)
+    for _ in range(above.shape[-1]):
+        own = torch.where(above, height.unsqueeze(-2) + 1.0, 0.0).amax(-1)
+        raised = torch.where(strong, own.unsqueeze(-2), 0.0).amax(-1)
+        if torch.equal(raised, height):
+            break
+        height = raised
+    return height
