@@ -49,7 +49,7 @@ def train(
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=0.0,
-        logging_steps=5,
+        logging_steps=min(5, config.steps),
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or config.steps,
