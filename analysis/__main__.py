@@ -14,7 +14,7 @@ from analysis.records import RecordError
 EXAMPLES = """\
 examples:
   python -m analysis claims                         the verdicts from the records in out/
-  python -m analysis claims out/bandits out/llm     from several folders
+  python -m analysis claims out/bandits out/language_model     from several folders
   python -m analysis claims --explain C3            the reasoning behind one verdict
   python -m analysis claims --format markdown > claims.md
 """

@@ -25,8 +25,8 @@ METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
 STRENGTHS = ("beta", "tau")  # hyper-parameters that are a regularisation strength
 
 BANDIT_COMMAND = "python -m toy_bandits run {name} --out out/bandits"
-LLM_COMMAND = "python -m llm_runs run quick --out out/llm"
-COST_COMMAND = "python -m llm_runs cost quick --out out/llm"
+LLM_COMMAND = "python -m llm_runs run quick --out out/language_model"
+COST_COMMAND = "python -m llm_runs cost quick --out out/language_model"
 
 # What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
 _FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "training", "evaluation")

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from analysis.evidence import Evidence, MissingEvidence
 from analysis.records import RecordError
-from paper_figures.drawing import FIGURES, draw_one
+from paper_figures.drawing import FIGURES, GROUPS, draw_one
 
 SHIPPED = Path(__file__).parent / "records"
 EXAMPLES = f"""\
-figures: {", ".join(FIGURES)}
+figures of the bandits:        {", ".join(GROUPS["bandits"])}
+figures of the language model: {", ".join(GROUPS["language_model"])}
 
 examples:
   python -m paper_figures --out figures                        every figure, from out/ (else from the shipped records)
   python -m paper_figures determinism strength --out figures   two of them
+  python -m paper_figures bandits --out figures                those of the bandits ("language_model": the others)
   python -m paper_figures --records myruns --out figures       from other records
 
 Each figure comes as NAME.pdf, NAME.png and NAME.json, which holds the caption and names the records with checksums.
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="figures to draw (default: all)")
+    parser.add_argument(
+        "names", nargs="*", default=["all"], metavar="NAME", help="figures or groups of figures to draw (default: all)"
+    )
     parser.add_argument("--records", type=Path, help="folder of run records (default: out, else the shipped records)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     options = parser.parse_args(arguments)
@@ -55,14 +59,13 @@ class _UnknownFigure(ValueError):
 
 
 def _names(asked: Sequence[str]) -> list[str]:
-    if "all" in asked:
-        return list(FIGURES)
+    groups = {"all": FIGURES, **GROUPS}
     for name in asked:
-        if name not in FIGURES:
-            near = difflib.get_close_matches(name, FIGURES, n=1)
+        if name not in FIGURES and name not in groups:
+            near = difflib.get_close_matches(name, [*FIGURES, *groups], n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise _UnknownFigure(f"there is no figure {name!r}{hint}; the figures are {', '.join(FIGURES)}")
-    return list(dict.fromkeys(asked))
+    return list(dict.fromkeys(figure for name in asked for figure in groups.get(name, (name,))))
 
 
 def _default_records() -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 
 from analysis.claims.c8 import ablation_cells
-from analysis.evidence import METHODS, Evidence
+from analysis.evidence import Evidence
 from paper_figures import style
 from paper_figures.drawing import Drawing
 
@@ -20,8 +20,8 @@ CAPTION = (
 )
 REGULARISERS = {
     "none": "none",
-    "forward_kl": "forward KL\n(reference samples)",
-    "chosen_nll": "NLL of the\nchosen answer",
+    "forward_kl": "forward KL",
+    "chosen_nll": "NLL of chosen",
 }
 
 
@@ -30,11 +30,9 @@ def draw(evidence: Evidence) -> Drawing:
     run = evidence.bandit_run("ablation")
     frame = run.table("results")
     cells = {(row["pair_loss"], row["regulariser"]): row for row in ablation_cells(frame).to_dict("records")}
-    rows = [name for name in METHODS if name in {pair_loss for pair_loss, _ in cells}]
-    rows += sorted(set({pair_loss for pair_loss, _ in cells}) - set(rows))
-    columns = [name for name in REGULARISERS if name in {regulariser for _, regulariser in cells}]
-    columns += sorted(set({regulariser for _, regulariser in cells}) - set(columns))
-    figure, (axis,) = style.panels(style.SINGLE, 0.55 + 0.5 * len(rows))
+    rows = style.order(pair_loss for pair_loss, _ in cells)
+    columns = sorted({name for _, name in cells}, key=lambda name: ([*REGULARISERS, name].index(name), name))
+    figure, (axis,) = style.panels(style.SINGLE, 0.6 + 0.6 * len(rows))
     score = np.full((len(rows), len(columns)), np.nan)
     for y, pair_loss in enumerate(rows):
         for x, regulariser in enumerate(columns):
@@ -42,7 +40,7 @@ def draw(evidence: Evidence) -> Drawing:
                 continue
             cell = cells[pair_loss, regulariser]
             score[y, x] = int(cell["finite"]) + int(cell["kept"])
-            change = "mass kept" if cell["kept"] else f"mass moves by {cell['drift']:.2g}"
+            change = "mass kept" if cell["kept"] else f"mass moves\nby {cell['drift']:.2g}"
             text = f"{'finite' if cell['finite'] else 'diverges'}\n{change}"
             axis.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if score[y, x] == 2 else "black")
     axis.imshow(score, cmap=ListedColormap(["#ffffff", "#cfe3f1", style.BLUE]), vmin=0, vmax=2, aspect="auto")

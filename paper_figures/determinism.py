@@ -80,4 +80,5 @@ def _panel(axis: Axes, frame: pd.DataFrame, method: str, certain: float, top: fl
             va="center",
             fontsize=7,
         )
-    axis.legend(loc="lower right" if method == "dpo" else "upper left", ncols=2, columnspacing=1.0, handlelength=1.4)
+    place = {"loc": "lower right", "bbox_to_anchor": (0.93, 0.0)} if method == "dpo" else {"loc": "upper left"}
+    axis.legend(ncols=2, columnspacing=1.0, handlelength=1.4, **place)

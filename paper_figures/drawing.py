@@ -17,18 +17,19 @@ from analysis.evidence import Evidence
 from analysis.records import Run, atomic_write
 from paper_figures import style
 
-FIGURES = (
-    "determinism",
-    "strength",
-    "partial_support",
-    "frontier_bandit",
-    "frontier_llm",
-    "off_support",
-    "ablation",
-    "finite_data",
-    "reference_samples",
-    "training",
-)
+GROUPS = {
+    "bandits": (
+        "determinism",
+        "strength",
+        "partial_support",
+        "finite_data",
+        "frontier_bandit",
+        "ablation",
+        "reference_samples",
+    ),
+    "language_model": ("frontier_llm", "off_support", "training"),
+}
+FIGURES = tuple(name for names in GROUPS.values() for name in names)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def draw(evidence: Evidence) -> Drawing:
         shift = 1.06 ** (index - 1)  # so that bars at the same N do not hide each other
         _probability(axes[0], points, method, look, shift)
         _gap(axes[1], points[points["objective"] == method], look, shift)
-    axes[0].set(ylim=(-0.03, 1.03), ylabel="share without a finite minimiser", title="no finite minimiser")
+    axes[0].set(ylim=(-0.03, 1.03), ylabel="share of data sets", title="no finite minimiser")
     axes[1].set(ylabel="overfitting gap", title="gap of the minimiser")
     for axis in axes[:2]:
         axis.set(xscale="log", xlabel="number of labels N")

@@ -25,7 +25,7 @@ def draw(evidence: Evidence) -> Drawing:
     figure, axes = style.panels(width, 2.6, 1, len(worlds))
     for axis, world in zip(axes, worlds, strict=True):
         here = frame[frame["world"] == world]
-        for objective in style.order(here["objective"]):
+        for index, objective in enumerate(style.order(here["objective"])):
             look = style.look(objective)
             rows = here[(here["objective"] == objective) & np.isfinite(here["kl_policy_reference"])]
             rows = rows.sort_values("kl_policy_reference")
@@ -35,7 +35,7 @@ def draw(evidence: Evidence) -> Drawing:
                 color=look.colour,
                 linestyle=look.line,
                 marker=look.marker,
-                markevery=max(len(rows) // 7, 1),
+                markevery=(index * len(rows) // 24, max(len(rows) // 6, 1)),  # apart where curves coincide
                 linewidth=2.0 if objective == "rlhf" else 1.2,
                 label=look.label,
                 zorder=3 if objective == "rlhf" else 2,

@@ -91,4 +91,4 @@ def _interval(values: np.ndarray) -> Interval:
 def _bars(intervals: list[Interval]) -> np.ndarray:
     """(2, n): lengths of the bars below and above the estimates, 0 where there is no interval."""
     bars = [(one.estimate - one.low, one.high - one.estimate) if one.known else (0.0, 0.0) for one in intervals]
-    return np.maximum(np.array(bars, dtype=float).reshape(-1, 2).T, 0.0)
+    return np.maximum(np.asarray(bars, dtype=np.float64).reshape(-1, 2), 0.0).T

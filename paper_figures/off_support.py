@@ -56,7 +56,7 @@ def _likelihood(axis: Axes, groups: list[tuple[str, dict[str, Setting]]]) -> Non
             _bar(axis, place + 0.2 * (index - 1), value, look, look.label if place == 0 else None)
     axis.set_xticks(range(len(groups)), [f"{name}\nlabels" for name, _ in groups])
     axis.set_xlim(-0.6, len(groups) - 0.4)
-    axis.set_ylabel("log π − log π_ref of a reference\nsample  [nats per completion]")
+    axis.set_ylabel("$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of a reference\nsample  [nats per completion]")
     axis.set_title("likelihood of reference samples")
 
 

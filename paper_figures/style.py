@@ -44,6 +44,8 @@ RC: dict[str, Any] = {
     "lines.markersize": 4,
     "errorbar.capsize": 1.5,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.constrained_layout.h_pad": 0.05,
     "pdf.fonttype": 42,  # editable text, accepted by publishers
     "svg.hashsalt": "preference-objectives",
     "path.simplify": False,

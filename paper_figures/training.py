@@ -22,7 +22,7 @@ CAPTION = (
 COLUMNS = (
     ("held_out_pairs", "preference_accuracy", "preference accuracy"),
     ("held_out_prompts", "kl_policy_reference", "KL(policy ‖ reference)\n[nats per completion]"),
-    ("held_out_pairs", "chosen_log_ratio", "log π − log π_ref of chosen\n[nats per completion]"),
+    ("held_out_pairs", "chosen_log_ratio", "$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of chosen\n[nats per completion]"),
 )
 
 

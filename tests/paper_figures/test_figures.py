@@ -1,0 +1,181 @@
+"""Figures drawn from synthetic records: complete, labelled, legible, and the same bytes every time."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import synthetic_records as synthetic
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.evidence import Evidence
+from paper_figures import FIGURES, draw_one, style
+from paper_figures.__main__ import main
+from paper_figures.drawing import GROUPS
+from paper_figures.strength import response
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("records")
+    synthetic.write_bandits(folder / "bandits")
+    synthetic.write_language_model(folder / "llm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("figures")
+    assert main(["all", "--records", str(records), "--out", str(out)]) == 0
+    return out
+
+
+@functools.cache
+def figure_of(name: str, records: Path) -> Figure:
+    with mpl.rc_context(style.RC):
+        figure: Figure = importlib.import_module(f"paper_figures.{name}").draw(Evidence.load(records)).figure
+        figure.set_dpi(300)  # as it is saved
+        FigureCanvasAgg(figure).draw()
+    return figure
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_its_files_and_names_its_records(name: str, drawn: Path, records: Path) -> None:
+    pdf = (drawn / f"{name}.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"CreationDate" not in pdf
+    with Image.open(drawn / f"{name}.png") as image:
+        width = image.size[0] / 300
+        assert width == pytest.approx(style.SINGLE, abs=0.02) or width == pytest.approx(style.DOUBLE, abs=0.02)
+        ink = np.asarray(image.convert("L")) < 250
+    assert ink.mean() > 0.01  # not an empty page
+    for edge in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:]):
+        assert not edge.any()  # nothing is cut off
+    description = json.loads((drawn / f"{name}.json").read_text())
+    assert len(description["caption"]) > 100
+    assert re.fullmatch(r"C\d", description["claims"][0])
+    for source in description["records"]:
+        for table, checksum in source["sha256"].items():
+            content = (records / source["folder"] / f"{table}.parquet").read_bytes()
+            assert hashlib.sha256(content).hexdigest() == checksum
+
+
+@pytest.mark.parametrize("name", ["determinism", "frontier_llm", "ablation"])
+def test_the_same_records_give_the_same_bytes(name: str, drawn: Path, records: Path, tmp_path: Path) -> None:
+    mpl.rcParams["lines.linewidth"] = 7  # a user's own settings must not show either
+    try:
+        paths = draw_one(name, Evidence.load(records), records, tmp_path)
+    finally:
+        mpl.rcdefaults()
+    assert {path.name for path in paths} == {f"{name}.pdf", f"{name}.png", f"{name}.json"}
+    for path in paths:
+        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_have_labels_and_text_is_legible(name: str, records: Path) -> None:
+    figure = figure_of(name, records)
+    for axis in figure.axes:
+        if axis.axison:
+            shared = axis.get_subplotspec() is not None and not axis.get_subplotspec().is_first_col()
+            assert axis.get_ylabel() or shared or not axis.yaxis.get_visible(), axis.get_title(loc="left")
+            below = axis.get_subplotspec() is not None and not axis.get_subplotspec().is_last_row()
+            named = [
+                text for text in (label.get_text() for label in axis.get_xticklabels()) if re.search("[a-z]", text)
+            ]
+            assert axis.get_xlabel() or below or named
+    for text in figure.findobj(mpl.text.Text):
+        if text.get_text().strip() and text.get_visible():
+            assert text.get_fontsize() >= 7, text.get_text()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_legends_cover_no_data(name: str, records: Path) -> None:
+    figure = figure_of(name, records)
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
+    for legend in legends:
+        box = legend.get_window_extent(renderer)
+        for axis in figure.axes:
+            for line in axis.lines:
+                if line.get_transform() == axis.transData and len(line.get_xdata()) > 2:
+                    points = axis.transData.transform(
+                        np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
+                    )
+                    points = points[np.isfinite(points).all(axis=1)]
+                    inside = (points > [box.x0, box.y0]) & (points < [box.x1, box.y1])
+                    assert not inside.all(axis=1).any(), (line.get_label(), axis.get_title(loc="left"))
+
+
+def test_methods_differ_in_colour_marker_and_line() -> None:
+    looks = list(style.LOOKS.values())
+    assert len({look.colour for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks)
+    assert len({str(look.line) for look in looks}) == len(looks)
+
+
+def test_the_response_is_the_derivative_by_log_strength() -> None:
+    """KL = 3 - 2 ln(strength) has the response 2 everywhere."""
+    strengths = np.logspace(-2, 1, 7)
+    frame = synthetic.determinism((0.1,), (0.9,)).iloc[[0] * 7].assign(strength=strengths)
+    x, y = response(frame.assign(kl_policy_reference=3 - 2 * np.log(strengths)))
+    np.testing.assert_allclose(x, strengths)
+    np.testing.assert_allclose(y, 2.0)
+
+
+def test_dpo_at_certainty_is_drawn_as_divergence_and_the_others_as_points(records: Path) -> None:
+    figure = figure_of("determinism", records)
+    texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert ["diverges" in found for found in texts] == [True, False, False]
+
+
+def test_missing_records_name_the_command_and_the_others_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic.write_bandit(tmp_path / "records", "determinism")
+    assert main(["all", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert "determinism: " in shown.out
+    assert (tmp_path / "out" / "determinism.pdf").exists()
+    lines = {line.split(":")[0]: line for line in shown.err.splitlines()}
+    assert set(lines) == set(FIGURES) - {"determinism"}
+    assert "python -m toy_bandits run strength --out out/bandits" in lines["strength"]
+    assert "python -m llm_runs run quick" in lines["frontier_llm"]
+    assert not (tmp_path / "out" / "strength.pdf").exists()
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["determinsm", "--records", str(tmp_path), "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "determinsm" in shown
+    assert "did you mean determinism?" in shown
+    assert main(["--records", str(tmp_path / "absent"), "--out", str(tmp_path)]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_skipped_aloud_and_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = synthetic.write_bandit(tmp_path / "records", "determinism")
+    with (folder / "results.parquet").open("ab") as handle:
+        handle.write(b"x")
+    assert main(["determinism", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().err
+    assert "results.parquet: is damaged" in shown
+    assert "not drawn" in shown
+
+
+def test_a_group_draws_its_figures_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic.write_bandit(tmp_path / "records", "ablation")
+    assert main(["bandits", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert "ablation: " in shown.out
+    assert {line.split(":")[0] for line in shown.err.splitlines()} == set(GROUPS["bandits"]) - {"ablation"}
