@@ -58,7 +58,7 @@ def ld_dpo(beta: Positive = 0.1, alpha: Fraction = 0.5) -> Term:
     """Length-desensitised DPO: the longer response's surplus tokens count less."""
 
     def weigh(mask: Tensor, common: Tensor, keep: Tensor | None) -> Tensor:
-        return mask * torch.where(mask.cumsum(-1) <= common, 1.0, alpha)
+        return mask * (1.0 - (1.0 - alpha) * (mask.cumsum(-1) > common).to(mask.dtype))
 
     margin = _over_tokens("length_desensitized", "D'", weigh)
     return pair_term("ld_dpo", margin, links.logistic, scale=beta)

@@ -212,7 +212,7 @@ def logistic(z: float) -> float:
     ("label", "expected"),
     [
         # chosen ratios per token .5, 1, -.5; rejected -.5, 0; two tokens in common: 1.5 + alpha (-.5) - (-.5)
-        ("ld_dpo(beta=1, alpha=0.5)", logistic(1.75)),
+        ("ld_dpo(beta=1, alpha=0.3)", logistic(1.85)),
         ("ld_dpo(beta=1, alpha=0)", logistic(2.0)),
         ("ld_dpo(beta=1, alpha=1)", logistic(1.5)),
         ("sampo(beta=1, selection='expected')", logistic(2 / 3 + 0.5)),
