@@ -29,7 +29,7 @@ LLM_COMMAND = "python -m llm_runs run quick --out out/language_model"
 COST_COMMAND = "python -m llm_runs cost quick --out out/language_model"
 
 # What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
-_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "training", "evaluation")
+_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation")
 
 
 class MissingEvidence(ValueError):
@@ -59,6 +59,11 @@ class Setting:
             f"{key}={value}" for key, value in self.hyperparameters.items() if key.rpartition(".")[2] not in STRENGTHS
         ]
         return f"{self.objective}({', '.join(sorted(others))})"
+
+    @property
+    def symbol(self) -> str:
+        """The strength's letter."""
+        return "τ" if self.objective.startswith("ipo") else "β"
 
     @functools.cached_property
     def evaluations(self) -> pd.DataFrame:

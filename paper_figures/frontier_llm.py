@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.claims.c7 import measured_points
-from analysis.evidence import LLM_COMMAND, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting
+from analysis.evidence import LLM_COMMAND, NEAR_DETERMINISTIC, NOISY, STRENGTHS, Evidence, MissingEvidence, Setting
 from analysis.statistics import Interval, mean
 from paper_figures import style
 from paper_figures.drawing import Drawing
@@ -53,12 +53,12 @@ def draw(evidence: Evidence) -> Drawing:
 
 def _lines(axis: Axes, settings: list[Setting], objective: str) -> None:
     look = style.look(objective)
+    names = _names(settings)
     for setting, colour in zip(settings, style.shades(look.colour, len(settings)), strict=True):
         points = measured_points([setting])
         kl = [_interval(values) for values in points.kl]
         reward = [_interval(values) for values in points.reward]
         x, y = [one.estimate for one in kl], [one.estimate for one in reward]
-        symbol = "τ" if objective.startswith("ipo") else "β"
         axis.plot(x, y, color=colour, linestyle=look.line, linewidth=1.0)
         axis.errorbar(
             x[1:],
@@ -78,9 +78,21 @@ def _lines(axis: Axes, settings: list[Setting], objective: str) -> None:
             marker=look.marker,
             markersize=6,
             linestyle=look.line,
-            label=f"{look.label}, {symbol} = {setting.strength:g}",
+            label=names[setting.label],
         )
         axis.plot(x[0], y[0], color=style.BLACK, marker="*", markersize=8, zorder=4)
+
+
+def _names(settings: list[Setting]) -> dict[str, str]:
+    """By label: method and strength, with the other hyper-parameters in which settings of one method differ."""
+    keys = sorted({key for setting in settings for key in setting.hyperparameters})
+    values = {key: {str(setting.hyperparameters.get(key)) for setting in settings} for key in keys}
+    differing = [key for key in keys if len(values[key]) > 1 and key.rpartition(".")[2] not in STRENGTHS]
+    names = {}
+    for setting in settings:
+        others = "".join(f", {key} = {setting.hyperparameters.get(key)}" for key in differing)
+        names[setting.label] = f"{style.look(setting.objective).label}, {setting.symbol} = {setting.strength:g}{others}"
+    return names
 
 
 def _interval(values: np.ndarray) -> Interval:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
@@ -13,7 +12,7 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C4")
 CAPTION = (
-    "Training on the language model: preference accuracy on the batches (thin) and on held-out pairs (markers),"
+    "Training on the language model: preference accuracy on held-out pairs (filled) and on training pairs (open markers, dotted),"
     " per-token KL to the reference on held-out"
     " prompts, and the change of the log-likelihood of the chosen answers of held-out pairs. Rows: kind of"
     " labels. Bars: 95 % bootstrap intervals over pairs"
@@ -37,7 +36,7 @@ def draw(evidence: Evidence) -> Drawing:
         for axis, (split, metric, name) in zip(axes[3 * row : 3 * row + 3], COLUMNS, strict=True):
             for method, setting in settings.items():
                 if metric == "preference_accuracy":
-                    _smooth(axis, setting, style.look(method))
+                    _on_training_pairs(axis, setting, style.look(method))
                 _measured(axis, setting, split, metric, style.look(method))
             axis.set_ylabel(name)
             axis.set_title(f"{labels.replace('_', '-')} labels")
@@ -53,18 +52,11 @@ def draw(evidence: Evidence) -> Drawing:
     return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
 
 
-def _smooth(axis: Axes, setting: Setting, look: style.Look) -> None:
-    """Accuracy on the training batches, a running mean over a tenth of the steps."""
-    metrics = setting.metrics
-    rows = metrics[metrics["name"] == "accuracy"].sort_values("step")
-    if rows.empty:
-        return
-    smooth = (
-        pd.Series(rows["value"].to_numpy(dtype=float))
-        .rolling(max(len(rows) // 10, 1), min_periods=1, center=True)
-        .mean()
-    )
-    axis.plot(rows["step"], smooth, color=look.colour, linewidth=0.7, linestyle=look.line, alpha=0.8)
+def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
+    """Accuracy on the training pairs: its distance from the held-out line is the overfitting gap."""
+    values = {step: setting.items("training_pairs", "preference_accuracy", step).mean() for step in setting.steps}
+    options = {"linewidth": 0.8, "linestyle": ":", "marker": look.marker, "fillstyle": "none"}
+    axis.plot(list(values), list(values.values()), color=look.colour, **options)
 
 
 def _measured(axis: Axes, setting: Setting, split: str, metric: str, look: style.Look) -> None:
