@@ -19,6 +19,8 @@ from toy_bandits.derivatives import Derivatives
 GRADIENT_TOLERANCE = 1e-10
 STEP_TOLERANCE = 1e-11
 """Largest Newton step at the end, relative to the spread of the logits."""
+SMALL = 1e-6
+"""A gradient norm from which on only escaping logits still move far."""
 VANISHED = 1e-30
 """A gradient norm below which an iteration that still takes long steps is on its way to infinity."""
 MAX_ITERATIONS = 1000
@@ -36,16 +38,20 @@ class Minimum:
     derivatives: Derivatives
     step: Tensor
     """(B, X, A): the next Newton step, had it gone on."""
+    drift: Tensor
+    """(B, X, A): how far the logits went after the gradient had become small (`SMALL`), or in all if it never did."""
     converged: Tensor
     """(B,): gradient and step within tolerance."""
     escaping: Tensor
-    """(B,): the gradient vanished, or the logits left every bound, while the steps stayed long."""
+    """(B,): the gradient is within tolerance, or the logits left every bound, while the steps stayed long."""
     iterations: Tensor
 
     def take(self, index: Tensor) -> Minimum:
         """Those of the problems ``index``."""
-        logits, *derivatives, step, converged, escaping, iterations = (tensor[index] for tensor in self.tensors())
-        return Minimum(logits, Derivatives(*derivatives), step, converged, escaping, iterations)
+        logits, *derivatives, step, drift, converged, escaping, iterations = (
+            tensor[index] for tensor in self.tensors()
+        )
+        return Minimum(logits, Derivatives(*derivatives), step, drift, converged, escaping, iterations)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All fields, those of the derivatives included."""
@@ -53,6 +59,7 @@ class Minimum:
             self.logits,
             *self.derivatives.tensors(),
             self.step,
+            self.drift,
             self.converged,
             self.escaping,
             self.iterations,
@@ -81,6 +88,7 @@ def minimise(
     radius = torch.full_like(now.value, 10.0)
     best_step = torch.full_like(now.value, float("inf"))
     stalled = torch.zeros(count, dtype=torch.long, device=start.device)
+    anchor, anchored = start.clone(), torch.zeros(count, dtype=torch.bool, device=start.device)
     end: Minimum | None = None
     bar = tqdm(total=count, desc="solving", unit="problem", disable=not progress, leave=False)
     for iteration in range(MAX_ITERATIONS + 1):
@@ -88,6 +96,8 @@ def minimise(
         spread = 1.0 + centred(logits, labels).flatten(1).abs().amax(-1)
         gradient_norm = now.gradient.flatten(1).norm(dim=-1)
         small = gradient_norm <= GRADIENT_TOLERANCE
+        newly = ~anchored & (gradient_norm <= SMALL)
+        anchor, anchored = torch.where(newly[:, None, None], logits, anchor), anchored | newly
         stalled = torch.where(size < 0.5 * best_step, 0, stalled + 1)
         best_step = torch.minimum(best_step, size)
         tiny = size <= STEP_TOLERANCE * spread
@@ -95,7 +105,9 @@ def minimise(
         at_floor = (size <= 1e-13 * spread) | (small & (stalled > 8) & (size <= 1e-6 * spread))
         stuck = length * size <= 1e-16 * spread
         converged = (small & tiny) | at_floor | (small & stuck & (size <= 1e-6 * spread))
-        escaping = ~converged & ~bounded & (((gradient_norm <= VANISHED) & ~tiny) | (spread > MAX_SPREAD))
+        escaping = (
+            ~converged & ~bounded & (((gradient_norm <= VANISHED) & ~tiny) | (small & stuck) | (spread > MAX_SPREAD))
+        )
         done = converged | escaping | stuck | (iteration == MAX_ITERATIONS)
         if bool(done.any()):
             which = active[done]
@@ -103,6 +115,7 @@ def minimise(
                 logits[done],
                 now.take(done),
                 step[done],
+                logits[done] - anchor[done],
                 converged[done],
                 escaping[done],
                 torch.full_like(which, iteration),
@@ -113,7 +126,7 @@ def minimise(
             if not bool(keep.any()):
                 break
             active, logits, labels, step = active[keep], logits[keep], labels[keep], step[keep]
-            bounded = bounded[keep]
+            bounded, anchor, anchored = bounded[keep], anchor[keep], anchored[keep]
             now, length, radius = now.take(keep), length[keep], radius[keep]
             best_step, stalled, size = best_step[keep], stalled[keep], size[keep]
             function = evaluate(active)
@@ -143,6 +156,7 @@ def _store(end: Minimum | None, part: Minimum, which: Tensor, count: int) -> Min
             empty(part.logits),
             Derivatives(*map(empty, part.derivatives.tensors())),
             empty(part.step),
+            empty(part.drift),
             empty(part.converged),
             empty(part.escaping),
             empty(part.iterations),

@@ -27,7 +27,9 @@ FAR = 1000.0
 CELLS = 4_000_000
 """Size of the tables held at a time; larger batches are solved in pieces."""
 SAME_VALUE = 1e-10
+ROUNDING = 1e-14
 SAME_POLICY = 1e-6
+SAME_SPEED = 0.1
 FLAT_CURVATURE = 1e-8
 
 
@@ -284,10 +286,10 @@ def _judge(
     logits = minimum.logits
     converged = minimum.converged & ~structure.diverges
     runs_away, direction = _runs_away(function, minimum, structure)
-    direction = torch.where(structure.diverges[:, None, None], structure.direction, direction)
     logits = torch.where(runs_away[:, None, None], logits + _reach(function)[:, None, None] * direction, logits)
     derivatives = function(logits) if bool(runs_away.any()) else minimum.derivatives
-    diverges = structure.diverges & minimum.converged | runs_away
+    diverges = structure.diverges | runs_away
+    direction = direction + structure.direction
     lowest = curvature(derivatives, groups)
     numerical = converged & ~structure.unique & (lowest <= FLAT_CURVATURE)
     flat = _flat_directions(function, logits, groups, numerical)
@@ -315,18 +317,29 @@ def _judge(
 
 
 def _runs_away(function: Function, minimum: Minimum, structure: Structure) -> tuple[Tensor, Tensor]:
-    """Problems without proof whose iteration leaves every bound: followed much further, the value must not rise again."""
-    suspects = minimum.escaping & ~structure.exists & ~structure.diverges
+    """Which iterations left every bound, and in which direction: followed much further, the value must not rise again."""
+    suspects = minimum.escaping & ~structure.exists
     direction = torch.zeros_like(minimum.logits)
     if not bool(suspects.any()):
         return suspects, direction
-    size = minimum.step.abs().amax((-2, -1), keepdim=True).clamp(min=1e-300)
-    direction = torch.where(suspects[:, None, None] & (minimum.step.abs() > 1e-3 * size), minimum.step / size, 0.0)
+    size = minimum.drift.abs().amax((-2, -1), keepdim=True)
+    went = suspects[:, None, None] & (size > 1.0)
+    direction = torch.where(went, _levels(minimum.drift / size), 0.0)
     further = function(minimum.logits + _reach(function)[:, None, None] * direction)
-    tolerance = SAME_VALUE * (1.0 + minimum.derivatives.value.abs())
-    falls = further.value <= minimum.derivatives.value + tolerance
-    confirmed = suspects & falls
+    falls = further.value <= minimum.derivatives.value + ROUNDING * (1.0 + minimum.derivatives.value.abs())
+    confirmed = suspects & falls & (direction != 0).flatten(1).any(-1)
     return confirmed, torch.where(confirmed[:, None, None], direction, 0.0)
+
+
+def _levels(direction: Tensor) -> Tensor:
+    """(..., A) with numbers that differ by little (`SAME_SPEED`) made equal: they go to infinity together, or not at all."""
+    ordered, order = direction.sort(-1)
+    level = torch.zeros_like(order)
+    level[..., 1:] = (ordered.diff(dim=-1) > SAME_SPEED).cumsum(-1)
+    total = torch.zeros_like(ordered).scatter_add(-1, level, ordered)
+    size = torch.zeros_like(ordered).scatter_add(-1, level, torch.ones_like(ordered))
+    means = (total / size.clamp(min=1.0)).gather(-1, level)
+    return torch.zeros_like(direction).scatter(-1, order, means - means[..., -1:])
 
 
 def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
@@ -352,7 +365,7 @@ def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: 
                 (function(logits + move).value - derivatives.value).abs(),
                 (function(logits - move).value - derivatives.value).abs(),
             )
-            count += (flat & (change <= 1e-13 * (1.0 + derivatives.value.abs()))).long()
+            count += (flat & (change <= ROUNDING * (1.0 + derivatives.value.abs()))).long()
     return count
 
 

@@ -8,6 +8,9 @@ depends on their difference. Then, in each set of actions that are tied directly
 - every two actions reach each other along arrows: the objective grows in every direction, so a minimiser exists;
 - otherwise some direction meets no growth. If, for a convex objective, a loss keeps falling along it, no minimiser exists ("diverges").
 
+Convex or not: where -log pi terms act on a context, a set of actions that share pairs among themselves only and have no mass in these
+terms falls for ever ("diverges"): moving it down as a whole changes no pair and lowers the normaliser.
+
 For the logistic loss this is Ford's criterion for Bradley-Terry models (Ford 1957; Hunter 2004): arrows are wins of positive probability.
 Moving whole tied sets against each other changes nothing: with more than one per context, minimisers form a continuum.
 """
@@ -29,9 +32,9 @@ class Structure:
     tied: Tensor
     """(B, X, A): the set of tied actions that each action belongs to."""
     strong: Tensor
-    """(B, X, A): the set of actions that reach each other along arrows."""
+    """(B, X, A): the sets that stay together where the problem diverges: those that reach each other along arrows, or sink together."""
     direction: Tensor
-    """(B, X, A): where the problem diverges, a direction without growth: the height of each strong set above the lowest below it."""
+    """(B, X, A): where the problem diverges, a direction along which it does: constant on each strong set, 0 elsewhere."""
     exists: Tensor
     """(B,): proved that a minimiser exists."""
     diverges: Tensor
@@ -51,7 +54,8 @@ def analyse(function: Function) -> Structure:
     problem = function.problem
     shape = problem.label_weights.shape
     slope = problem.reference.new_zeros(shape)  # growth of the terms when [a] leaves [b] behind
-    tied, falls, arrows = (torch.zeros(shape, dtype=torch.bool, device=slope.device) for _ in range(3))
+    compared, falls, arrows = (torch.zeros(shape, dtype=torch.bool, device=slope.device) for _ in range(3))
+    masses = torch.zeros_like(problem.reference)
     known = torch.ones(shape[0], dtype=torch.bool, device=slope.device)
     convex, strict = known.clone(), known.clone()
     for piece in function.pieces:
@@ -59,37 +63,45 @@ def analyse(function: Function) -> Structure:
             weights = problem.label_weights * _column(piece.term.weight)
             against = weights.transpose(-1, -2)
             link = piece.link
-            tied |= (weights > 0) | (against > 0)
+            compared |= (weights > 0) | (against > 0)
             slope += _times(weights, link.slope_plus, piece) + _times(against, link.slope_minus, piece)
             falls |= (weights > 0) & (not link.attains_plus) & _is_zero(link.slope_plus)
             falls |= (against > 0) & (not link.attains_minus) & _is_zero(link.slope_minus)
             convex &= link.convex
             strict &= not (link.attains_plus or link.attains_minus)
         elif isinstance(piece, CrossEntropyPiece):
-            asks = (piece.masses > 0).unsqueeze(-1).expand(shape)
-            arrows |= asks
-            falls |= asks
-            tied |= asks | asks.any(-2, keepdim=True)
+            masses += piece.masses
         else:
             known &= False
-            tied |= True
+            compared |= True
+    asks = (masses > 0).unsqueeze(-1).expand(shape)
+    arrows |= asks
+    falls |= asks
+    normalised = asks.any(-2, keepdim=True)
     known &= (slope >= 0).flatten(1).all(-1)
     relevant = (problem.contexts > 0)[..., None, None]
-    tied |= ~relevant  # a context of probability 0 adds no freedom worth reporting
-    arrows |= (slope > 0).transpose(-1, -2) | ~relevant
-    tied, reach = closure(tied | tied.transpose(-1, -2)), closure(arrows)
+    tied = closure(compared | normalised | ~relevant)  # a context of probability 0 adds no freedom worth reporting
+    reach = closure(arrows | (slope > 0).transpose(-1, -2) | ~relevant)
     strong = reach & reach.transpose(-1, -2)
     coercive = (~tied | strong).flatten(1).all(-1)
     # A pair that still falls while [a] rises above [b], where no arrow asks b to follow.
     escape = (falls & (slope <= 0) & tied & ~reach.transpose(-1, -2)).flatten(1).any(-1)
     diverges = known & convex & ~coercive & escape
-    height = _height(arrows & ~strong, strong) if bool(diverges.any()) else torch.zeros_like(problem.reference)
+    direction = torch.zeros_like(masses)
+    if bool(diverges.any()):
+        direction = torch.where(diverges[:, None, None], _height(reach & ~strong, strong), direction)
+    separate = closure(compared)
+    massless = normalised.squeeze(-2) & ~(separate & (masses > 0).unsqueeze(-2)).any(-1)
+    sinks = known & ~diverges & massless.flatten(1).any(-1)
+    direction = torch.where(sinks[:, None, None], -massless.to(direction.dtype), direction)
+    apart = separate | (~massless.unsqueeze(-1) & ~massless.unsqueeze(-2) & normalised)
+    strong = torch.where(sinks[:, None, None, None], apart, strong)
     return Structure(
         tied=_first(tied),
         strong=_first(strong),
-        direction=torch.where(diverges[:, None, None], height, 0.0),
+        direction=direction,
         exists=known & coercive,
-        diverges=diverges,
+        diverges=diverges | sinks,
         unique=known & coercive & convex & strict,
     )
 
