@@ -8,6 +8,7 @@ from objectives.links import Link
 from objectives.margins import Margin
 from objectives.registry import Description, describe, get, names, parse, register
 from objectives.terms import Objective, PairTerm, Term, pair_term
+from objectives.values import frozen, stop_gradient
 
 # isort: split
 # The built-in objectives register themselves on import.
@@ -42,6 +43,7 @@ __all__ = [
     "chosen_nll",
     "describe",
     "forward_kl",
+    "frozen",
     "get",
     "links",
     "margins",
@@ -50,4 +52,5 @@ __all__ = [
     "parse",
     "pretraining",
     "register",
+    "stop_gradient",
 ]

@@ -62,10 +62,9 @@ class Batch:
                     f"{type(self).__name__}.{name}: expected a torch tensor, got {type(tensor).__name__}"
                 )
             if tensor.ndim <= (name in self.wide):
-                expected, got = ("(..., N, M)", f"{tensor.ndim} dimensions") if name in self.wide else ("(..., N)", "")
-                raise ObjectiveError(
-                    f"{type(self).__name__}.{name}: expected shape {expected}, got {got or 'a single number'}"
-                )
+                expected = "(..., N, M)" if name in self.wide else "(..., N)"
+                got = f"{tensor.ndim} dimension" if tensor.ndim else "a single number"
+                raise ObjectiveError(f"{type(self).__name__}.{name}: expected shape {expected}, got {got}")
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 # Half precision cannot hold a difference of log-probs of hundreds of nats.
                 object.__setattr__(self, name, tensor.float())
@@ -76,6 +75,8 @@ class Batch:
             listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
             raise ObjectiveError(f"{type(self).__name__}: shapes do not broadcast: {listed}") from error
         object.__setattr__(self, "_shape", shape)
+        if self.weights is not None and bool((self.weights < 0).any()):
+            raise ObjectiveError(f"{type(self).__name__}.weights: a probability weight is negative")
 
     @property
     def shape(self) -> torch.Size:
@@ -223,6 +224,14 @@ class CandidateBatch(Batch):
     rewards: Tensor | None = None
     targets: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, tensor in self.tensors().items():
+            if name in self.wide and tensor.shape[-1] != self.logps.shape[-1]:
+                raise ObjectiveError(
+                    f"CandidateBatch: {name} has {tensor.shape[-1]} values per example where logps has {self.logps.shape[-1]}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnpairedBatch(Batch):
@@ -236,3 +245,10 @@ class UnpairedBatch(Batch):
     ref_logps: Tensor | None = None
     mismatched_logps: Tensor | None = None
     ref_mismatched_logps: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.desirable.dtype != torch.bool:
+            raise ObjectiveError(
+                f"UnpairedBatch.desirable: expected True or False per example, got {self.desirable.dtype}"
+            )

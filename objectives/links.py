@@ -31,7 +31,7 @@ class Link:
 
     ``slope_plus``, ``slope_minus``: lim value(z) / |z| for z -> +inf, -inf (``inf`` where it grows faster than linearly).
     ``attains_plus``, ``attains_minus``: where that slope is 0, whether the link is constant from some point on (it then attains its limit).
-    ``convex``: whether the link is convex; an exact solver then needs one start only.
+    ``convex``: whether the link is known to be convex; an exact solver then needs one start only.
     """
 
     name: str
