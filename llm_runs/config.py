@@ -275,7 +275,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {}) or {}
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override!r}: {section!r} has no keys of its own; give the whole list or value")
     values[last] = value
