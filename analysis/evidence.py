@@ -24,6 +24,8 @@ METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
 
 STRENGTHS = ("beta", "tau")  # hyper-parameters that are a regularisation strength
 
+SOLVED = ("converged", "diverges", "not_unique", "path")  # statuses that say something; "path": steps of training
+
 BANDIT_COMMAND = "python -m toy_bandits run {name} --out out/bandits"
 LLM_COMMAND = "python -m llm_runs run quick --out out/language_model"
 COST_COMMAND = "python -m llm_runs cost quick --out out/language_model"
@@ -136,8 +138,19 @@ class Evidence:
         return max(matching, key=lambda run: (str(run.manifest.get("times", {}).get("written")), str(run.folder)))
 
     def bandit(self, experiment: str) -> pd.DataFrame:
-        """Table ``results`` of a bandit experiment: one row per solved problem."""
-        return self.bandit_run(experiment).table("results")
+        """Table ``results`` of a bandit experiment: one row per solved problem.
+
+        Raises:
+            MissingEvidence: there is no such run.
+            ValueError: a problem was not solved, so that its row proves nothing.
+        """
+        frame = self.bandit_run(experiment).table("results")
+        if "status" in frame:
+            unsolved = ~frame["status"].isin(SOLVED)
+            if unsolved.any():
+                what = ", ".join(sorted(frame.loc[unsolved, "status"].astype(str).unique()))
+                raise ValueError(f"{int(unsolved.sum())} of {len(frame)} problems of {experiment} have status {what}")
+        return frame
 
     @functools.cached_property
     def _families(self) -> list[list[Run]]:

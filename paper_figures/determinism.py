@@ -28,7 +28,7 @@ def draw(evidence: Evidence) -> Drawing:
     frame = run.table("results")
     finite = frame[np.isfinite(frame[KL]) & (frame[KL] > 0)]
     top = 10 ** (np.ceil(np.log10(finite[KL].max())) + 0.7)
-    bottom = max(10 ** np.floor(np.log10(finite[KL].min())), 1e-4)
+    bottom = max(10 ** np.floor(np.log10(finite[KL].min())), 1e-5)
     doubt = 1 - frame.loc[frame["probability"] < 1, "probability"]
     certain = 10 ** (np.log10(doubt.min()) - 1.5)  # where the column p = 1 stands on the logarithmic axis
     figure, axes = style.panels(style.DOUBLE, 2.5, 1, 3, sharex=True, sharey=True)

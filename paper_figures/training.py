@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -55,7 +57,7 @@ def draw(evidence: Evidence) -> Drawing:
 def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
     """Accuracy on the training pairs: its distance from the held-out line is the overfitting gap."""
     values = {step: setting.items("training_pairs", "preference_accuracy", step).mean() for step in setting.steps}
-    options = {"linewidth": 0.8, "linestyle": ":", "marker": look.marker, "fillstyle": "none"}
+    options: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "marker": look.marker, "fillstyle": "none"}
     axis.plot(list(values), list(values.values()), color=look.colour, **options)
 
 

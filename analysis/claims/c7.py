@@ -21,6 +21,7 @@ def bandit(evidence: Evidence) -> Judgement:
     """In every world: MaxPO's reward less DPO's and IPO's at equal KL, and every method's distance from the exact optimum."""
     frame = evidence.bandit("frontier")
     parts, notes = [], []
+    optimal = []
     for world, rows in frame.groupby("world", sort=True):
         points = {
             str(name): (group["kl_policy_reference"].to_numpy(), group["expected_reward"].to_numpy())
@@ -39,6 +40,10 @@ def bandit(evidence: Evidence) -> Judgement:
         for method in METHODS:
             if "rlhf" in points and (found := compare(points["rlhf"], points[method])) is not None:
                 notes.append(f"{world}: {method} lies {found.difference:.3g} below the RLHF optimum at equal KL")
+                if method == "dpo" and abs(found.difference) < EQUAL:
+                    optimal.append(str(world))
+    if optimal:
+        notes.append(f"dpo's minimiser is the RLHF optimum in {', '.join(optimal)} (fact F2): nothing can lie above it")
     return Judgement(parts, notes)
 
 
