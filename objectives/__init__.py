@@ -4,6 +4,7 @@ from objectives import links, margins
 from objectives.batches import Batch, CandidateBatch, PairBatch, SampleBatch, UnpairedBatch
 from objectives.domains import NonNegative, Positive, Real
 from objectives.errors import ObjectiveError
+from objectives.factorial import Cell, factorial
 from objectives.links import Link
 from objectives.margins import Margin
 from objectives.registry import Description, describe, get, names, parse, register
@@ -27,6 +28,7 @@ from objectives.regularisers import chosen_nll, forward_kl, pretraining
 __all__ = [
     "Batch",
     "CandidateBatch",
+    "Cell",
     "Description",
     "Link",
     "Margin",
@@ -42,6 +44,7 @@ __all__ = [
     "UnpairedBatch",
     "chosen_nll",
     "describe",
+    "factorial",
     "forward_kl",
     "frozen",
     "get",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import objectives
+from objectives import documentation
 from objectives.checks import check
 
 EXAMPLES = """examples:
   python -m objectives list
   python -m objectives describe maxpo
+  python -m objectives describe "dpo + forward_kl(weight=0.2)"
   python -m objectives check            every registered objective
   python -m objectives check dpo ipo    these two
 """
@@ -27,9 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="a table of all objectives by family, with what each needs")
     describing = commands.add_parser("describe", help="formula, source, needs, defaults and optimum of an objective")
-    describing.add_argument("name")
+    describing.add_argument("name", help="a name, or a sum of them")
     checking = commands.add_parser("check", help="self-checks: gradients, extremes, per-example losses, step-0 margin")
     checking.add_argument("names", nargs="*", metavar="NAME")
+    writing = commands.add_parser("docs", help="write a page per objective, from the registry")
+    writing.add_argument(
+        "--out", type=Path, default=Path("docs/objectives"), metavar="DIR", help="default: %(default)s"
+    )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "list":
@@ -37,8 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "describe":
             print(objectives.describe(chosen.name))
             return 0
+        if chosen.command == "docs":
+            print(f"{len(documentation.write(chosen.out))} pages in {chosen.out}")
+            return 0
         return _check(chosen.names or objectives.names())
-    except objectives.ObjectiveError as error:
+    except (objectives.ObjectiveError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -133,7 +133,7 @@ GPO_LINKS: dict[str, tuple[Link, float]] = {
     formula="f(beta D); f: logistic log(1 + e^-z), hinge max(0, 1 - z), square (z - 1)^2, exponential e^-z, "
     "truncated_square max(0, 1 - z)^2, savage 1/(1 + e^z)^2",
     paper="arXiv 2402.05749",
-    equation="table 1",
+    equation="its table of losses",
     defaults="beta as dpo; link 'logistic', with which it is dpo",
     optimum="by link: logistic as dpo; square as ipo with tau = beta/2; exponential beta D = logit(p)/2; "
     "truncated_square beta D = 2p - 1; savage beta D = logit p",
@@ -154,7 +154,7 @@ def gpo(
     "slic_hf",
     formula="max(0, delta - d) + lam * NLL of reference text (target='chosen': of the chosen response), d the plain margin",
     paper="arXiv 2305.10425",
-    equation="eq. 1",
+    equation="its max-margin loss with the regularising term",
     defaults="delta 1 and lam 0.1: values in use; the paper tunes them",
     optimum="finite with the reference term: every response keeps mass",
     watch="d is a difference of whole log-probs, tens of nats for sequences: delta = 1 is then reached at once",
@@ -174,7 +174,7 @@ def slic_hf(
     "cpo",
     formula="L(beta d) + alpha * (-p_w/|w|), d the plain margin",
     paper="arXiv 2401.08417",
-    equation="eq. 5",
+    equation="eq. 3, as trl cites it, with its likelihood term",
     defaults="beta 0.1 and alpha 1, the paper's",
     optimum="not in closed form; the likelihood term alone keeps it finite where every response is chosen sometimes",
     watch="no reference: nothing but the chosen responses' likelihood holds the policy",
@@ -190,7 +190,7 @@ def cpo(beta: Positive = 0.1, alpha: NonNegative = 1.0) -> tuple[Term, ...]:
     "simpo",
     formula="L(beta (p_w/|w| - p_l/|l|) - gamma)",
     paper="arXiv 2405.14734",
-    equation="eq. 6",
+    equation="the SimPO objective",
     defaults="beta 2 and gamma 1 (ratio 0.5): within the paper's ranges",
     optimum="beta times the per-token margin = gamma + logit p on every pair; no finite minimiser at p = 1",
     watch="no reference and no KL: in a bandit the reference does not enter at all",
@@ -223,7 +223,7 @@ def rdpo(beta: Positive = 0.1, alpha: NonNegative = 0.01) -> Term:
     defaults="beta 0.01 and eta 0.005, the paper's",
     optimum="not in closed form; finite where every response is chosen sometimes",
     watch="at eta = 0 it is dpo; holds up the chosen responses only, not the reference's support",
-    differences="sum with factor beta as in the paper; trl's rpo_alpha and others take the token mean without beta (aggregation='mean')",
+    differences="sum with factor beta as in the paper; older trl's rpo_alpha takes the token mean without beta (aggregation='mean')",
 )
 def rpo(
     beta: Positive = 0.01, eta: NonNegative = 0.005, aggregation: Literal["sum", "mean"] = "sum"

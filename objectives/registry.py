@@ -7,8 +7,9 @@ callable) which does.
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -61,16 +62,27 @@ class Description:
     hyperparameters: tuple[HyperParameter, ...]
     defaults: str
     coupled: bool
+    composition: tuple[str, ...]
     optimum: str
     watch: str
     differences: str
 
+    @property
+    def source(self) -> str:
+        """Paper and equation."""
+        return ", ".join(filter(None, (self.paper, self.equation))) or "not given"
+
+    @property
+    def coupling(self) -> str:
+        """How a batch-coupled objective behaves, and what data parallelism does to it; empty for the others."""
+        return COUPLING if self.coupled else ""
+
     def __str__(self) -> str:
-        source = ", ".join(filter(None, (self.paper, self.equation)))
         rows = [
             ("formula", self.formula),
-            ("source", source or "not given"),
+            ("source", self.source),
             ("family", self.family),
+            *(("made of" if i == 0 else "", part) for i, part in enumerate(self.composition)),
             ("needs", ", ".join(self.needs)),
             *(
                 ("default" if i == 0 else "", f"{h.name} = {h.default!r}  ({h.allowed})")
@@ -79,7 +91,7 @@ class Description:
             ("origin", self.defaults),
             ("optimum", self.optimum),
             ("watch", self.watch),
-            ("coupling", COUPLING if self.coupled else ""),
+            ("coupling", self.coupling),
             ("variants", self.differences),
         ]
         return "\n".join([f"{self.name}: {self.summary}", *(f"  {key:<9} {text}" for key, text in rows if text)])
@@ -138,10 +150,10 @@ def specs() -> dict[str, Spec]:
         for entry_point in entry_points(group=ENTRY_POINT_GROUP):
             try:
                 entry_point.load()
-            except Exception as error:
-                raise ObjectiveError(
-                    f"entry point {entry_point.name!r} ({entry_point.value}) could not be loaded: {error}"
-                ) from error
+            except Exception as error:  # a broken third party must not take the others down
+                warnings.warn(
+                    f"objectives of {entry_point.name!r} ({entry_point.value}) are missing: {error}", stacklevel=3
+                )
     return dict(sorted(_specs.items()))
 
 
@@ -228,13 +240,50 @@ def _parse(node: ast.expr, text: str) -> Objective:
     raise ObjectiveError(f"not an objective: {text!r}; write it as dpo(beta=0.1)+forward_kl(weight=0.1)")
 
 
-def describe(name: str) -> Description:
-    """Formula, source, needs, defaults and known facts of an objective.
+def describe(objective: str | Objective) -> Description:
+    """Formula, source, needs, defaults and known facts of an objective: by name, or a sum such as ``dpo+forward_kl`` by label or object.
 
     Raises:
         ObjectiveError: an unknown name.
     """
-    spec = _spec(name)
+    if isinstance(objective, str):
+        if objective not in specs() and any(sign in objective for sign in "+("):
+            objective = parse(objective)
+        else:
+            return _describe(_spec(objective))
+    parts = [_describe(_spec(part.name)) for part in objective.parts]
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(field: str) -> str:
+        """What the parts say of ``field``, each under its name."""
+        return "; ".join(f"{part.name}: {getattr(part, field)}" for part in parts if getattr(part, field))
+
+    return Description(
+        name=objective.name,
+        summary=f"The sum of {' and '.join(part.label for part in objective.parts)}.",
+        family="composition",
+        formula=joined("formula"),
+        paper=joined("source"),
+        equation="",
+        needs=tuple(sorted(objective.needs)),
+        hyperparameters=tuple(replace(h, name=f"{part.name}.{h.name}") for part in parts for h in part.hyperparameters),
+        defaults=joined("defaults"),
+        coupled=any(part.coupled for part in parts),
+        composition=_composition(objective),
+        optimum=joined("optimum"),
+        watch=joined("watch"),
+        differences=joined("differences"),
+    )
+
+
+def _composition(objective: Objective) -> tuple[str, ...]:
+    """Each term in words."""
+    return tuple(dict.fromkeys(term.text for term in objective.terms))
+
+
+def _describe(spec: Spec) -> Description:
+    name = spec.name
     objective = get(name)
     summary = (spec.factory.__doc__ or "").strip().split("\n")[0]
     return Description(
@@ -248,6 +297,7 @@ def describe(name: str) -> Description:
         hyperparameters=spec.hyperparameters,
         defaults=spec.defaults,
         coupled=any(term.coupled for term in objective.terms),
+        composition=_composition(objective),
         optimum=spec.optimum,
         watch=spec.watch,
         differences=spec.differences,

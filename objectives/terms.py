@@ -39,6 +39,17 @@ class Term:
     needs: frozenset[str] = frozenset()
     coupled: bool = False
 
+    @property
+    def text(self) -> str:
+        """What the term is, in words."""
+        return f"a loss of its own, {self.name}, on {self.source}{self._weighted}"
+
+    @property
+    def _weighted(self) -> str:
+        if isinstance(self.weight, Tensor):
+            return ", weight per problem"
+        return "" if self.weight == 1 else f", weight {self.weight:g}"
+
 
 @dataclass(frozen=True, eq=False)
 class PairTerm(Term):
@@ -49,6 +60,13 @@ class PairTerm(Term):
     link: Link | None = None
     scale: Value = 1.0
     offset: Value = 0.0
+
+    @property
+    def text(self) -> str:
+        """Link and margin, in words."""
+        assert self.margin is not None
+        assert self.link is not None
+        return f"link {self.link.name} of the margin {self.margin.symbol} ({self.margin.name}) on {self.source}{self._weighted}"
 
     def argument(self, batch: PairBatch) -> Tensor:
         """(..., N): what the link is applied to."""

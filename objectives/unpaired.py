@@ -30,7 +30,7 @@ def _batch_mean(batch: UnpairedBatch, values: Tensor) -> Tensor:
     formula="desirable: lw (1 - s(beta (a - z0))); undesirable: lu (1 - s(beta (z0 - b))); "
     "z0 = sg max(0, mean log-ratio of mismatched prompts and responses)",
     paper="arXiv 2402.01306",
-    equation="eq. 8",
+    equation="eq. 7, as trl cites it",
     defaults="beta as dpo; both weights 1, to be set so that the two classes weigh alike; z0 None: estimated from the batch",
     optimum="none finite on clean labels: desirable ratios -> +inf, undesirable -> -inf",
     watch="bounded: far from z0 gradients vanish. z0 is biased in small batches",
@@ -70,7 +70,7 @@ def _reference_point(batch: UnpairedBatch) -> Tensor:
     formula="desirable: L(beta a - delta); undesirable: L(-(beta b - delta)); delta = sg mean of all implicit rewards; on "
     "pairs their sum",
     paper="arXiv 2404.04656",
-    equation="eq. 10",
+    equation="the BCO loss",
     defaults="beta as dpo; delta None: the batch's mean (the paper keeps a running one, to be passed as a number)",
     optimum="a binary classifier's: none finite on clean labels",
     watch="the reference point moves with the batch",
