@@ -28,7 +28,7 @@ from paper_figures.strength import response
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     synthetic.write_bandits(folder / "bandits")
-    synthetic.write_language_model(folder / "llm")
+    synthetic.write_language_model(folder / "llm", synthetic.Truth(prompts=24))
     return folder
 
 
