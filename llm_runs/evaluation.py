@@ -103,7 +103,6 @@ class Evaluator:
             self.prompts,
             max_tokens=self.max_tokens,
             seed=self.seed,
-            batch_size=max(self.config.batch_size, 1),
             description="sampling from the policy",
         )
         if self.reward is not None:
