@@ -6,11 +6,12 @@ The losses are those of `objectives`; only the batches differ between a bandit a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from objectives import Batch, Objective, PairBatch, SampleBatch
+from objectives import Batch, CandidateBatch, Objective, PairBatch, SampleBatch, UnpairedBatch
 from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
 
@@ -21,11 +22,14 @@ def pairs(problem: Bandit, log_policy: Tensor) -> PairBatch:
     """Every possible label "w beats l in x", with its probability. A response is one token long."""
     x, winner, loser = problem.shown
     chosen, rejected = log_policy[..., x, winner], log_policy[..., x, loser]
+    ref_chosen, ref_rejected = problem.log_reference[..., x, winner], problem.log_reference[..., x, loser]
     return PairBatch(
         chosen_logps=chosen,
         rejected_logps=rejected,
-        ref_chosen_logps=problem.log_reference[..., x, winner],
-        ref_rejected_logps=problem.log_reference[..., x, loser],
+        ref_chosen_logps=ref_chosen,
+        ref_rejected_logps=ref_rejected,
+        chosen_reference_logps=ref_chosen.unsqueeze(-1),  # losses of several references find this one
+        rejected_reference_logps=ref_rejected.unsqueeze(-1),
         chosen_lengths=torch.ones_like(chosen),
         rejected_lengths=torch.ones_like(rejected),
         weights=problem.label_weights[..., x, winner, loser],
@@ -43,7 +47,65 @@ def reference_samples(problem: Bandit, log_policy: Tensor) -> SampleBatch:
     )
 
 
-SUPPLIERS: dict[str, Supplier] = {"pairs": pairs, "reference_samples": reference_samples}
+def pairs_with_tokens(problem: Bandit, log_policy: Tensor) -> PairBatch:
+    """`pairs`, with what token-level losses look at: responses of one token."""
+    batch = pairs(problem, log_policy)
+    x = problem.shown[0]
+    token_kl = (problem.reference * (problem.log_reference - log_policy)).sum(-1)[..., x]
+    collisions = (2.0 * log_policy).logsumexp(-1)[..., x].unsqueeze(-1)
+    ones = torch.ones_like(batch.chosen_logps).unsqueeze(-1)
+    reference = problem.log_reference.expand_as(log_policy)
+    ref_chosen, ref_rejected = (reference[..., x, action].unsqueeze(-1) for action in problem.shown[1:])
+    return replace(
+        batch,
+        chosen_token_logps=batch.chosen_logps.unsqueeze(-1),
+        rejected_token_logps=batch.rejected_logps.unsqueeze(-1),
+        ref_chosen_token_logps=ref_chosen,
+        ref_rejected_token_logps=ref_rejected,
+        chosen_mask=ones,
+        rejected_mask=ones,
+        chosen_log_collisions=collisions,
+        rejected_log_collisions=collisions,
+        chosen_token_kl=token_kl,
+        rejected_token_kl=token_kl,
+    )
+
+
+def candidates(problem: Bandit, log_policy: Tensor) -> CandidateBatch:
+    """All actions of a context as its candidates, scored by the problem's rewards; without rewards the labelled pairs, as two each."""
+    if problem.rewards is None:
+        return pairs(problem, log_policy).as_candidates()
+    return CandidateBatch(
+        logps=log_policy,
+        ref_logps=problem.log_reference.expand_as(log_policy),
+        rewards=problem.rewards.expand_as(log_policy),
+        weights=problem.contexts,
+    )
+
+
+def unpaired(problem: Bandit, log_policy: Tensor) -> UnpairedBatch:
+    """The chosen of every pair as desirable and the rejected as undesirable, each with the pair's probability.
+
+    The mismatched log-ratios are means over the responses of all contexts, whatever their prompt.
+    """
+    batch = pairs(problem, log_policy).as_unpaired()
+    x = problem.shown[0].repeat(2)
+    shown = problem.label_weights.sum(-1) + problem.label_weights.sum(-2)
+    responses = shown.sum(-2, keepdim=True) / shown.sum((-2, -1), keepdim=True)
+    reference = problem.log_reference.expand_as(log_policy)
+    return replace(
+        batch,
+        mismatched_logps=(responses * log_policy).sum(-1)[..., x],
+        ref_mismatched_logps=(responses * reference).sum(-1)[..., x],
+    )
+
+
+SUPPLIERS: dict[str, Supplier] = {
+    "pairs": pairs_with_tokens,
+    "reference_samples": reference_samples,
+    "candidates": candidates,
+    "unpaired": unpaired,
+}
 
 
 def batches(problem: Bandit, objective: Objective, log_policy: Tensor) -> dict[str, Batch]:

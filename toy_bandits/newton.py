@@ -26,6 +26,7 @@ VANISHED = 1e-30
 MAX_ITERATIONS = 1000
 MAX_SPREAD = 1e10
 SMALLEST_CURVATURE = 1e-12
+FLAT_CURVATURE = 1e-8
 
 Evaluate = Callable[[Tensor], Derivatives]
 
@@ -184,10 +185,9 @@ def newton_step(derivatives: Derivatives, labels: Tensor) -> Tensor:
     eigenvalues.
     """
     gradient, hessian = derivatives.gradient, derivatives.hessian
-    problems, blocks, size = gradient.shape
+    blocks = gradient.shape[1]
     shape = labels.shape
-    if blocks != shape[1]:  # contexts tied together: labels must tell them apart
-        labels = (labels + shape[2] * torch.arange(shape[1], device=labels.device)[:, None]).reshape(problems, 1, size)
+    labels = _blocked(labels, blocks)
     free = ~_grounded(hessian, labels)
     rhs = torch.where(free, -gradient, 0.0)
     step, failed = _solve(_restricted(hessian, free), rhs)
@@ -200,6 +200,14 @@ def newton_step(derivatives: Derivatives, labels: Tensor) -> Tensor:
             repaired[still] = _absolute(_restricted(hessian[rest], free[rest]), rhs[rest])
         step[index] = repaired
     return centred(torch.where(free, step, 0.0), labels).reshape(shape)
+
+
+def _blocked(labels: Tensor, blocks: int) -> Tensor:
+    """Labels in the Hessian's layout: where it ties contexts together (one block), labels must tell them apart."""
+    problems, contexts, actions = labels.shape
+    if blocks == contexts:
+        return labels
+    return (labels + actions * torch.arange(contexts, device=labels.device)[:, None]).reshape(problems, 1, -1)
 
 
 def _grounded(hessian: Tensor, labels: Tensor) -> Tensor:
@@ -260,10 +268,23 @@ def centred(values: Tensor, labels: Tensor) -> Tensor:
 
 def curvature(derivatives: Derivatives, labels: Tensor) -> Tensor:
     """(B,): smallest eigenvalue of the Hessian among moves that keep the mean of every group, its diagonal scaled to 1."""
-    shape = labels.shape
-    if derivatives.gradient.shape[1] != shape[1]:
-        labels = (labels + shape[2] * torch.arange(shape[1], device=labels.device)[:, None]).reshape(shape[0], 1, -1)
+    labels = _blocked(labels, derivatives.gradient.shape[1])
     free = ~_grounded(derivatives.hessian, labels)
     scaled, _ = _scaled(_restricted(derivatives.hessian, free))
     lowest: Tensor = torch.linalg.eigvalsh(scaled).amin((-2, -1))
     return lowest
+
+
+def flat_moves(derivatives: Derivatives, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthogonal moves (B, M, X, A), largest entry 1, that keep the mean of every group, and which have no curvature (B, M)."""
+    blocks, size = derivatives.gradient.shape[1:]
+    own = _blocked(labels, blocks)
+    together = (own.unsqueeze(-1) == own.unsqueeze(-2)).to(derivatives.hessian.dtype)
+    scale = derivatives.hessian.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp(min=1e-300)[..., None, None]
+    # Curvature along the groups' means, which are not asked about, keeps them out of the other eigenvectors.
+    values, vectors = torch.linalg.eigh(derivatives.hessian / scale + together / together.sum(-1, keepdim=True))
+    moves = torch.zeros(len(labels), blocks, size, blocks, size, dtype=values.dtype, device=values.device)
+    block = torch.arange(blocks, device=values.device)
+    moves[:, block, :, block, :] = vectors.transpose(-1, -2).transpose(0, 1)
+    moves = moves / moves.abs().amax((-2, -1), keepdim=True)
+    return moves.reshape(len(labels), blocks * size, *labels.shape[1:]), values.flatten(1).abs() <= FLAT_CURVATURE

@@ -15,7 +15,7 @@ from objectives import Objective
 from toy_bandits import batching, expectations, metrics
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
 from toy_bandits.errors import BanditError
-from toy_bandits.newton import Minimum, centred, curvature, minimise
+from toy_bandits.newton import FLAT_CURVATURE, Minimum, centred, curvature, flat_moves, minimise
 from toy_bandits.problem import Array, Bandit
 from toy_bandits.structure import Structure, analyse
 
@@ -30,7 +30,6 @@ SAME_VALUE = 1e-10
 ROUNDING = 1e-14
 SAME_POLICY = 1e-6
 SAME_SPEED = 0.1
-FLAT_CURVATURE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -245,6 +244,7 @@ def _best_of(
     tolerance = SAME_VALUE * (1.0 + best.abs())
     as_good = value <= best + tolerance
     finite = found.converged.reshape(total, count)
+    no_saddle = curvature(found.derivatives, groups[index]).reshape(total, count) > -FLAT_CURVATURE
     # Of equally good ends the first start's; an attained minimum before one at infinity.
     rank = torch.where(
         as_good, torch.where(finite, 0, total) + torch.arange(total, device=begin.device)[:, None], 3 * total
@@ -256,7 +256,7 @@ def _best_of(
         torch.ones(total, total, dtype=torch.bool, device=begin.device).triu(1).unsqueeze(-1)
     )  # [s, t]: s before t
     repeats = (~apart & earlier & finite.unsqueeze(1)).any(0)
-    minima = (finite & ~repeats).sum(0)
+    minima = (finite & no_saddle & ~repeats).sum(0)
     tie = (as_good & finite & apart[chosen, :, torch.arange(count)].T).any(0)
     flat = chosen * count + torch.arange(count, device=begin.device)
     return found.take(flat), minima, tie
@@ -343,29 +343,18 @@ def _levels(direction: Tensor) -> Tensor:
 
 
 def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
-    """(B,): along how many eigenvectors without curvature the value does not change over a finite distance either."""
+    """(B,): along how many moves without curvature the value does not change over a finite distance either."""
     count = torch.zeros_like(which, dtype=torch.long)
     if not bool(which.any()):
         return count
     derivatives = function(logits)
-    hessian, shape = derivatives.hessian, logits.shape
-    values, vectors = torch.linalg.eigh(hessian)
-    scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-300)
-    for block in range(hessian.shape[1]):
-        for i in range(hessian.shape[-1]):
-            vector = torch.zeros(len(logits), *derivatives.gradient.shape[1:], dtype=logits.dtype, device=logits.device)
-            vector[:, block] = vectors[:, block, :, i]
-            vector = centred(vector.reshape(shape), groups)
-            size = vector.flatten(1).abs().amax(-1)
-            flat = which & (values[:, block, i].abs() <= FLAT_CURVATURE * scale[:, block, 0]) & (size > 1e-3)
-            if not bool(flat.any()):
-                continue
-            move = 0.1 * vector / size.clamp(min=1e-3)[:, None, None]
-            change = torch.maximum(
-                (function(logits + move).value - derivatives.value).abs(),
-                (function(logits - move).value - derivatives.value).abs(),
-            )
-            count += (flat & (change <= ROUNDING * (1.0 + derivatives.value.abs()))).long()
+    tolerance = ROUNDING * (1.0 + derivatives.value.abs())
+    moves, flat = flat_moves(derivatives, groups)
+    for index in range(moves.shape[1]):
+        candidates = which & flat[:, index]
+        if bool(candidates.any()):
+            ends = (function(logits + sign * moves[:, index]).value for sign in (-1.0, 1.0))
+            count += candidates & torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).all(0)
     return count
 
 
