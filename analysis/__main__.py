@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from analysis.claims import CLAIMS
 from analysis.claims.table import explain, render
 from analysis.evidence import Evidence
 from analysis.records import RecordError
 
+DEFAULT = "out"
 EXAMPLES = """\
 examples:
   python -m analysis claims                         the verdicts from the records in out/
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     claims.add_argument(
-        "folders", nargs="*", default=["out"], metavar="FOLDER", help="where the records lie (default: out)"
+        "folders", nargs="*", default=[DEFAULT], metavar="FOLDER", help="where the records lie (default: out)"
     )
     claims.add_argument("--explain", metavar="CLAIM", help="the reasoning behind one claim, such as C3")
     claims.add_argument(
@@ -63,6 +65,10 @@ def _claims(folders: Sequence[str], explained: str | None, style: str) -> None:
     if not chosen:
         raise _UnknownClaim(
             f"there is no claim {explained!r}; the claims are {', '.join(claim.id for claim in CLAIMS)}"
+        )
+    if list(folders) == [DEFAULT] and not Path(DEFAULT).is_dir():
+        raise RecordError(
+            DEFAULT, "there is no such folder; name the folder of your records, or make them: see README.md"
         )
     evidence = Evidence.load(*folders)
     findings = [finding for claim in chosen for finding in claim.findings(evidence)]

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,23 @@ BANDIT_COMMAND = "python -m toy_bandits run {name} --out out/bandits"
 LLM_COMMAND = "python -m llm_runs run quick --out out/language_model"
 COST_COMMAND = "python -m llm_runs cost quick --out out/language_model"
 
+_MAXPO = "maxpo(beta={beta}, temperature='auto', tokens='{tokens}')"
+
+
+def training_command(*objectives: str) -> str:
+    """The command that adds trainings of ``objectives`` to the language-model records, everything else equal."""
+    listed = ", ".join(f'\\"{one}\\"' for one in objectives)
+    return f'{LLM_COMMAND} --set "objectives=[{listed}]"'
+
+
+SECOND_STRENGTH = training_command("dpo(beta=0.5)", "ipo(tau=0.5)", _MAXPO.format(beta=0.5, tokens="full"))
+WITH_FORWARD_KL = training_command("dpo(beta=0.1) + forward_kl(weight=0.1, tokens='full')")
+SAMPLED_FORM = training_command(_MAXPO.format(beta=0.1, tokens="sampled"))
+
 # What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
 _FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation")
+
+_CONFIG = {"objective": ("name", "label", "hyperparameters"), "labels": ("name",)}
 
 
 class MissingEvidence(ValueError):
@@ -153,11 +169,23 @@ class Evidence:
         return frame
 
     @functools.cached_property
+    def _malformed(self) -> dict[Path, str]:
+        """Language-model runs whose config does not say what was trained on what: folder and reason."""
+        found = {}
+        for run in self.runs:
+            if run.kind == "llm":
+                for key, needed in _CONFIG.items():
+                    value = run.config.get(key)
+                    if not isinstance(value, dict) or not set(needed) <= set(value):
+                        found[run.folder] = f"its config has no {key} with {', '.join(needed)}"
+        return found
+
+    @functools.cached_property
     def _families(self) -> list[list[Run]]:
         """Language-model runs that may be compared with each other, the largest group first."""
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
-            if run.kind == "llm":
+            if run.kind == "llm" and run.folder not in self._malformed:
                 shared = {key: run.config[key] for key in _FAMILY_KEYS if key in run.config}
                 groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
         return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].folder)))
@@ -173,8 +201,8 @@ class Evidence:
 
     @property
     def left_out(self) -> list[str]:
-        """One line for each group of language-model runs that cannot be compared with the group in use."""
-        return [
+        """One line for each language-model run, or group of them, that cannot be compared with the group in use."""
+        return [f"left out {folder}: {reason}" for folder, reason in self._malformed.items()] + [
             f"left out {len(group)} language-model run(s) that differ in model, data or training, such as {group[0].folder}"
             for group in self._families[1:]
         ]
@@ -192,6 +220,20 @@ class Evidence:
             )
             raise MissingEvidence(what, LLM_COMMAND)
         return found
+
+    def method(self, objective: str, labels: str) -> list[Setting]:
+        """Settings of one objective that differ in strength alone, by rising strength: what methods are compared by.
+
+        Of several variants (other hyper-parameters) the one run at the most strengths is taken, then the one run first,
+        so that no method is given more tries than the others for having more options.
+
+        Raises:
+            MissingEvidence: there is none.
+        """
+        variants: dict[str, list[Setting]] = {}
+        for setting in self.language_model(objective, labels):
+            variants.setdefault(setting.variant, []).append(setting)
+        return max(variants.values(), key=lambda found: (len(found), _age(found)))
 
     def costs(self) -> list[Run]:
         """Runs that measure time and memory per step.
@@ -222,7 +264,7 @@ def comparable(evidence: Evidence, labels: str, methods: Iterable[str] = METHODS
     rewards = {
         method: {
             one.label: (one, float(one.items("held_out_prompts", "reward").mean()))
-            for one in evidence.language_model(method, labels)
+            for one in evidence.method(method, labels)
         }
         for method in methods
     }
@@ -232,6 +274,12 @@ def comparable(evidence: Evidence, labels: str, methods: Iterable[str] = METHODS
         method: min(by_label.values(), key=lambda pair: abs(pair[1] - target) if np.isfinite(pair[1]) else np.inf)[0]
         for method, by_label in rewards.items()
     }
+
+
+def _age(settings: list[Setting]) -> float:
+    """Larger for settings whose first run was written earlier."""
+    written = [datetime.fromisoformat(run.manifest["times"]["written"]) for one in settings for run in one.runs]
+    return -min(written).timestamp()
 
 
 def _average(frames: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.evidence import Evidence, MissingEvidence
+from analysis.evidence import Evidence
 from analysis.records import RecordError
 from paper_figures.drawing import FIGURES, GROUPS, draw_one
 
@@ -78,7 +78,9 @@ def _draw(names: Sequence[str], evidence: Evidence, records: Path, out: Path) ->
     for name in names:
         try:
             paths = draw_one(name, evidence, records, out)
-        except (MissingEvidence, KeyError) as error:
+        except RecordError:
+            raise
+        except (ValueError, KeyError) as error:  # no such records, or records that do not hold what the figure shows
             missing += 1
             reason = f"the records lack column {error}" if isinstance(error, KeyError) else str(error)
             print(f"{name}: not drawn: {reason}", file=sys.stderr)

@@ -359,12 +359,13 @@ def _write_one(
     ]
     key = "tau" if method.startswith("ipo") else "beta"
     hyperparameters = {key: strength, **truth.hyperparameters}
+    label = f"{method}({', '.join(f'{name}={value}' for name, value in hyperparameters.items())})"
     write_run(
         folder / name,
         kind="llm",
         id=f"llm/{name}",
         config={
-            "objective": {"name": method, "hyperparameters": hyperparameters, "label": f"{method}({key}={strength:g})"},
+            "objective": {"name": method, "hyperparameters": hyperparameters, "label": label},
             "labels": {"name": labels, "temperature": 0.01, "mean_max_probability": 0.99 if labels != "noisy" else 0.7},
             "training": {"steps": 20},
             "model": {"name": truth.model},

@@ -92,7 +92,7 @@ def _growth(evidence: Evidence, method: str) -> pd.Series:
     """By prompt: KL(policy||reference) on near-deterministic less noisy labels, mean over the strengths run on both."""
     near, noisy = (
         {setting.label: setting.items("held_out_prompts", "kl_policy_reference") for setting in found}
-        for found in (evidence.language_model(method, NEAR_DETERMINISTIC), evidence.language_model(method, NOISY))
+        for found in (evidence.method(method, NEAR_DETERMINISTIC), evidence.method(method, NOISY))
     )
     shared = sorted(set(near) & set(noisy))
     if not shared:

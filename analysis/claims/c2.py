@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.claims.c1 import over
 from analysis.claims.model import Claim, Domain, Judgement, Part, above, exact
-from analysis.evidence import LLM_COMMAND, METHODS, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, SECOND_STRENGTH, Evidence, MissingEvidence, Setting
 from analysis.statistics import Interval, matched, over_items, trend
 
 # Over the decades of the experiment KL must fall at least this much for the strength to be called effective.
@@ -47,7 +47,7 @@ def bandit(evidence: Evidence) -> Judgement:
 
 def language_model(evidence: Evidence) -> Judgement:
     """The response d log KL / d log strength on near-deterministic labels: negative for MaxPO and IPO, nearer 0 for DPO."""
-    responses = {method: _response(evidence.language_model(method, NEAR_DETERMINISTIC)) for method in METHODS}
+    responses = {method: _response(evidence.method(method, NEAR_DETERMINISTIC)) for method in METHODS}
     parts = [
         _part(f"{method}: fall of log KL per decade of strength", responses[method]) for method in ("maxpo", "ipo")
     ]
@@ -60,14 +60,9 @@ Response = tuple[pd.Series, pd.Series, float]  # KL by prompt at the weakest and
 
 
 def _response(settings: list[Setting]) -> Response:
-    # Only the strength may differ between the two ends: of several variants, the one with the most strengths.
-    variants: dict[str, list[Setting]] = {}
-    for setting in settings:
-        variants.setdefault(setting.variant, []).append(setting)
-    found = max(variants.values(), key=len)
-    weakest, strongest = found[0], found[-1]
+    weakest, strongest = settings[0], settings[-1]
     if not strongest.strength > weakest.strength:
-        raise MissingEvidence(f"{weakest.objective} at two strengths or more", LLM_COMMAND)
+        raise MissingEvidence(f"{weakest.objective} at two strengths or more", SECOND_STRENGTH)
     kl = [setting.items("held_out_prompts", "kl_policy_reference") for setting in (weakest, strongest)]
     first, second = matched(*kl)
     return first, second, math.log10(strongest.strength / weakest.strength)

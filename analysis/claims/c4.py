@@ -70,7 +70,7 @@ def _proportion(counts: pd.DataFrame, labels: int) -> Interval:
 
 def language_model(evidence: Evidence) -> Judgement:
     """Preference accuracy on training pairs less held-out pairs: above 0 for DPO and larger than IPO's and MaxPO's."""
-    settings = {method: evidence.language_model(method, NEAR_DETERMINISTIC) for method in METHODS}
+    settings = {method: evidence.method(method, NEAR_DETERMINISTIC) for method in METHODS}
     parts = [above("dpo: accuracy on training pairs less held-out pairs", _gap(settings["dpo"]), "")]
     for method in ("ipo", "maxpo"):
         parts.append(above(f"dpo's gap less {method}'s", _gap(settings["dpo"], settings[method]), ""))

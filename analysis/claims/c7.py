@@ -79,7 +79,7 @@ def language_model(evidence: Evidence) -> Judgement:
     parts, notes, every = [], [], []
     for labels in (NEAR_DETERMINISTIC, NOISY):
         try:
-            found = {method: evidence.language_model(method, labels) for method in METHODS}
+            found = {method: evidence.method(method, labels) for method in METHODS}
         except MissingEvidence:
             if labels == NEAR_DETERMINISTIC:
                 raise

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.claims.c1 import over
 from analysis.claims.c3 import KEPT
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
-from analysis.evidence import LLM_COMMAND, METHODS, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, WITH_FORWARD_KL, Evidence, MissingEvidence, Setting
 from analysis.statistics import paired_difference
 
 FORWARD_KL = "forward_kl"
@@ -90,7 +90,7 @@ def language_model(evidence: Evidence) -> Judgement:
         )
     if not parts:
         raise MissingEvidence(
-            "a pair loss with and without forward KL at the same strength on a language model", LLM_COMMAND
+            "a pair loss with and without forward KL at the same strength on a language model", WITH_FORWARD_KL
         )
     return Judgement(parts, over(settings))
 

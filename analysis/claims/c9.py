@@ -6,7 +6,7 @@ import numpy as np
 
 from analysis.claims.c1 import over
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
-from analysis.evidence import LLM_COMMAND, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
+from analysis.evidence import NEAR_DETERMINISTIC, SAMPLED_FORM, Evidence, MissingEvidence, Setting
 from analysis.statistics import difference_of_means, paired_difference, trend
 
 # An action that the pairs favour can keep mass without a sample; in the experiment's world that is rare.
@@ -62,7 +62,7 @@ def language_model(evidence: Evidence) -> Judgement:
             parts.append(above(statement, paired_difference(*ratios), "nats"))
             used += [full, sampled]
     if not parts:
-        raise MissingEvidence("one objective with the sampled and with the full-token forward KL", LLM_COMMAND)
+        raise MissingEvidence("one objective with the sampled and with the full-token forward KL", SAMPLED_FORM)
     return Judgement(parts, over(used))
 
 

@@ -241,3 +241,42 @@ def test_the_command_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == f"error: {tmp_path / 'absent'}: there is no such folder\n"
     assert main(["claims", str(tmp_path), "--explain", "C77"]) == 2
     assert "the claims are C1, C2" in capsys.readouterr().err
+
+
+def test_methods_are_compared_by_one_variant_with_equal_tries(tmp_path: Path) -> None:
+    """A second form of maxpo at one strength gives it no extra try; the variant with both strengths is the method."""
+    synthetic.write_language_model(tmp_path / "a", synthetic.Truth(hyperparameters={"tokens": "full"}))
+    lucky = {"maxpo": dataclasses.replace(synthetic.PREDICTED["maxpo"], reward=9.0)}
+    truth = synthetic.Truth(lucky, strengths=(0.5,), hyperparameters={"tokens": "sampled"})
+    synthetic.write_language_model(tmp_path / "b", truth)
+    evidence = Evidence.load(tmp_path)
+    assert [setting.strength for setting in evidence.language_model("maxpo", "noisy")] == [0.02, 0.1, 0.5]
+    assert [setting.strength for setting in evidence.method("maxpo", "noisy")] == [0.02, 0.1]
+
+
+def test_c9_on_a_language_model_compares_the_two_forms(tmp_path: Path) -> None:
+    base = synthetic.PREDICTED["maxpo"]
+    for tokens, log_ratio in (("full", -0.5), ("sampled", -4.0)):
+        levels = {"maxpo": dataclasses.replace(base, log_ratio=log_ratio)}
+        truth = synthetic.Truth(levels, strengths=(0.1,), hyperparameters={"tokens": tokens})
+        synthetic.write_language_model(tmp_path / tokens, truth)
+    found = judged(tmp_path, "C9", Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.HOLDS
+    assert found.parts[0].value.low < 3.5 < found.parts[0].value.high
+
+
+def test_an_unsolved_problem_is_no_evidence(tmp_path: Path) -> None:
+    frame = synthetic.determinism()
+    frame.loc[3, "status"] = "unsolved"
+    synthetic.write_bandit(tmp_path, "determinism", frame)
+    found = judged(tmp_path, "C1", Domain.BANDIT)
+    assert found.verdict is Verdict.OPEN
+    assert "1 of 90 problems of determinism have status unsolved" in found.notes[0]
+
+
+def test_a_run_that_does_not_say_what_was_trained_is_left_out_aloud(tmp_path: Path) -> None:
+    synthetic.write_language_model(tmp_path)
+    write_run(tmp_path / "odd", kind="llm", id="odd", config={"objective": "dpo"}, seeds={}, tables={})
+    evidence = Evidence.load(tmp_path)
+    assert len(evidence.language_model("dpo", "noisy")) == 2
+    assert any("odd: its config has no" in line for line in evidence.left_out)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.evidence import Evidence
+from analysis.records import write_run
 from paper_figures import FIGURES, draw_one, style
 from paper_figures.__main__ import main
 from paper_figures.drawing import GROUPS
@@ -179,3 +180,13 @@ def test_a_group_draws_its_figures_only(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr()
     assert "ablation: " in shown.out
     assert {line.split(":")[0] for line in shown.err.splitlines()} == set(GROUPS["bandits"]) - {"ablation"}
+
+
+def test_records_without_rewards_are_said_to_lack_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = synthetic.write_language_model(tmp_path / "records", synthetic.Truth(prompts=8))
+    for run in Evidence.load(folder).runs:
+        tables = {name: run.table(name) for name in run.tables}
+        tables["evaluations"] = tables["evaluations"].query("metric != 'reward'")
+        write_run(run.folder, kind=run.kind, id=run.id, config=run.config, seeds=run.seeds, tables=tables)
+    assert main(["frontier_llm", "--records", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert "frontier_llm: not drawn: dpo has no evaluations of reward" in capsys.readouterr().err
