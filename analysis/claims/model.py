@@ -67,6 +67,7 @@ class Finding:
     verdict: Verdict
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
+    command: str | None = None  # makes the records that are missing
 
     @property
     def effect(self) -> str:
@@ -120,7 +121,7 @@ def judge(claim: Claim, domain: Domain, test: Test, evidence: Evidence) -> Findi
     try:
         judgement = test(evidence)
     except MissingEvidence as missing:
-        return Finding(claim, domain, Verdict.OPEN, notes=(str(missing),))
+        return Finding(claim, domain, Verdict.OPEN, notes=(f"no records of {missing.what}",), command=missing.command)
     except (KeyError, ValueError) as error:  # a column or metric that is absent, unpaired items, NaN in a record
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
         return Finding(claim, domain, Verdict.OPEN, notes=(f"the records cannot answer this: {reason}",))

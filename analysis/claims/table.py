@@ -33,8 +33,25 @@ def render(findings: Sequence[Finding], style: str) -> str:
         for one in findings
     ]
     if style == "markdown":
-        return str(tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True))
-    return str(tabulate(rows, _HEADERS, tablefmt="simple_grid", maxcolwidths=list(_WIDTHS), disable_numparse=True))
+        table = str(tabulate(rows, _HEADERS, tablefmt="github", disable_numparse=True))
+    else:
+        table = str(tabulate(rows, _HEADERS, tablefmt="simple_grid", maxcolwidths=list(_WIDTHS), disable_numparse=True))
+    return "\n".join([table, *_commands(findings, style == "markdown")])
+
+
+def _commands(findings: Sequence[Finding], markdown: bool) -> list[str]:
+    """What would fill the gaps, one unbroken line a command, so that it can be copied."""
+    needed: dict[str, list[str]] = {}
+    for one in findings:
+        if one.command:
+            needed.setdefault(one.command, []).append(f"{one.claim.id} {one.domain.value}")
+    if not needed:
+        return []
+    lines = ["", "Missing records, and the commands that make them:"]
+    for command, which in needed.items():
+        claims = ", ".join(which)
+        lines += ["", f"{claims}:", "", f"    {command}"] if markdown else [f"# {claims}", command]
+    return lines
 
 
 def parts_frame(findings: Sequence[Finding]) -> pd.DataFrame:
@@ -64,7 +81,7 @@ def parts_frame(findings: Sequence[Finding]) -> pd.DataFrame:
                 }
             )
         if not one.parts:
-            rows.append(base | {"notes": "; ".join(one.notes)})
+            rows.append(base | {"notes": "; ".join(one.notes), "command": one.command})
     return pd.DataFrame(rows)
 
 
@@ -77,6 +94,8 @@ def explain(claim: Claim, findings: Sequence[Finding], evidence: Evidence) -> st
         for part in one.parts:
             lines += _wrap(f"- {part.verdict.value}: {part.statement}: {part.effect}", "  ", "    ")
         lines += [line for note in one.notes for line in _wrap(f"* {note}", "  ", "    ")]
+        if one.command:
+            lines += ["  Make them with:", f"    {one.command}"]
     if claim.figures:
         lines += ["", "Figures: python -m paper_figures " + " ".join(claim.figures) + " --out figures"]
     folders = [str(run.folder) for run in evidence.runs if _concerns(claim, run.kind)]
