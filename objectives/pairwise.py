@@ -192,7 +192,8 @@ def cpo(beta: Positive = 0.1, alpha: NonNegative = 1.0) -> tuple[Term, ...]:
     paper="arXiv 2405.14734",
     equation="the SimPO objective",
     defaults="beta 2 and gamma 1 (ratio 0.5): within the paper's ranges",
-    optimum="beta times the per-token margin = gamma + logit p on every pair; no finite minimiser at p = 1",
+    optimum="on a pair, with z = beta times the per-token margin: p s(gamma - z) = (1 - p) s(gamma + z), beyond logit p for gamma > 0; "
+    "no finite minimiser at p = 1",
     watch="no reference and no KL: in a bandit the reference does not enter at all",
     differences="gamma is absolute; some libraries take the ratio gamma/beta (trl's simpo_gamma is absolute, Liger's gamma too)",
 )

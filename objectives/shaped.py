@@ -19,8 +19,6 @@ from objectives.terms import Term, pair_term
 from objectives.values import Value, per_example
 
 FAMILY = "shaped reward"
-# log(1 - p) is infinite at p = 1: a response that is certain counts as this close to certain, in nats.
-CERTAINTY = 1e-7
 
 
 def _difference_of(shape: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -117,8 +115,8 @@ def minor_dpo(beta: Positive = 0.1) -> Term:
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    """log(p/(1 - p)) of a log-prob: finite at p = 1 by `CERTAINTY`."""
-    certain = logp.clamp(max=-CERTAINTY)
+    """log(p/(1 - p)) of a log-prob, finite at p = 1: certainty counts as the smallest doubt that a number can hold."""
+    certain = logp.clamp(max=-torch.finfo(logp.dtype).tiny)
     return certain - torch.log(-torch.expm1(certain))
 
 
@@ -147,7 +145,7 @@ def orpo(lam: NonNegative = 0.1) -> tuple[Term, ...]:
     formula="L(beta (r(p_w/|w|) - r(p_l/|l|)) - gamma) with r(m) = (1 - e^(-alpha m))/alpha, r(m) = m at alpha = 0",
     paper="arXiv 2501.03884",
     defaults="beta and gamma as simpo; alpha 0.25, the paper's for Mistral and Llama-3 instruct models",
-    optimum="as simpo's with r(m) for m; no finite minimiser at p = 1",
+    optimum="simpo's, with r(m) for m; no finite minimiser at p = 1",
     watch="no reference and no KL; alpha > 0 punishes a likely rejected response less and an unlikely chosen one more",
     differences="at alpha = 0 it is simpo; trl: CPOTrainer with alpha, loss_type 'simpo' and cpo_alpha 0",
 )
