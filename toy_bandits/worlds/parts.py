@@ -325,13 +325,13 @@ def _sparse(settings: Cells, actions: int) -> Tensor:
     degree = settings.whole("degree", at_least=2)
     if degree >= actions - 1:
         return _complete(range(actions), actions)
-    table = _ring(actions)
     generator = np.random.default_rng(settings.whole("seed"))
-    while int(table.sum()) < degree * actions:
-        first, second = generator.integers(actions, size=2).tolist()
+    edges = {(i, i + 1) for i in range(actions - 1)} | {(0, actions - 1)}
+    while 2 * len(edges) < degree * actions:
+        first, second = sorted(generator.integers(actions, size=2).tolist())
         if first != second:
-            table[first, second] = table[second, first] = 1.0
-    return table
+            edges.add((first, second))
+    return _edges(actions, sorted(edges))
 
 
 def _complete(members: Any, actions: int) -> Tensor:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
-from toy_bandits.structure import closure
 from toy_bandits.worlds import draws, parts
 from toy_bandits.worlds.cells import Cells
 
@@ -156,13 +156,13 @@ def _actions(cells: Cells, responses: tuple[tuple[str, ...], ...] | None) -> int
 
 
 def _check_connected(cells: Cells, pairs: Tensor) -> None:
-    reached = closure(pairs > 0)
-    apart = (~reached).nonzero()
-    if len(apart):
-        context, first, second = apart[0].tolist()
-        raise cells.error(
-            "pairs", f"the graph must be connected, but no pairs lead from {first} to {second} in context {context}"
-        )
+    for context, table in enumerate(pairs):
+        _, part = connected_components(table.numpy() > 0, directed=False)
+        if part.any():
+            raise cells.error(
+                "pairs",
+                f"the graph must be connected, but no pairs lead from action 0 to {int(part.argmax())} in context {context}",
+            )
 
 
 def _finite(cells: Cells, truth: Bandit, seen: Bandit) -> Bandit:
