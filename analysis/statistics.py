@@ -135,6 +135,26 @@ def difference_of_means(first: ArrayLike, second: ArrayLike, *, over: str = "ite
     return Interval(estimate, float(low), float(high), n, over)
 
 
+def ratio(first: ArrayLike, second: ArrayLike, *, over: str = "items", level: float = LEVEL) -> Interval:
+    """Ratio of the geometric means of two independent samples of positive values, by Welch's t on the logarithms.
+
+    Unlike a bootstrap this keeps its level with a handful of values, such as the times of a few steps.
+
+    Raises:
+        ValueError: a value is not positive and finite.
+    """
+    one, two = _finite(first), _finite(second)
+    if (one <= 0).any() or (two <= 0).any():
+        raise ValueError("a ratio needs positive values")
+    n = min(one.size, two.size)
+    estimate = float(stats.gmean(one) / stats.gmean(two)) if n else math.nan
+    if n < 2 or np.ptp(one) + np.ptp(two) == 0:
+        return Interval(estimate, n=n, over=over)
+    test = stats.ttest_ind(np.log(one), np.log(two), equal_var=False)
+    interval = test.confidence_interval(confidence_level=level)
+    return Interval(estimate, math.exp(interval.low), math.exp(interval.high), n, over)
+
+
 def over_items(
     statistic: Callable[[NDArray[np.intp]], float], n: int, *, over: str = "items", level: float = LEVEL
 ) -> Interval:

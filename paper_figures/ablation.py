@@ -12,11 +12,10 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C8",)
 CAPTION = (
-    "Ablation, computed exactly in bandits: every pair loss with every regulariser, in worlds of certain"
-    " preferences and of partial support. Each cell"
-    " says whether the minimiser is finite in every world, and the largest change of the mass of answers that no"
-    " pair shows. Dark: finite and kept;"
-    " middle: one of the two; light: neither."
+    "Ablation, computed exactly in bandits: every pair loss with every regulariser, in worlds of certain "
+    "preferences and of partial support. Each cell says whether the minimiser is finite in every world, and "
+    "the largest change of the mass of answers that no pair shows. Dark: finite and kept; middle: one of the "
+    "two; light: neither."
 )
 REGULARISERS = {
     "none": "none",

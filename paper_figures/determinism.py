@@ -12,11 +12,10 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1",)
 CAPTION = (
-    "Near-deterministic preferences, computed exactly in a bandit: forward KL from the reference to the"
-    " minimiser, against 1 - p, where p is the"
-    " probability of the preferred answer (right: nearer to certainty; the column 'p = 1' holds the certain preferences). Each line is one"
-    " regularisation strength. DPO's KL grows without bound for every strength, and at p = 1 it has no finite"
-    " minimiser ('diverges', triangles at"
+    "Near-deterministic preferences, computed exactly in a bandit: forward KL from the reference to the "
+    "minimiser, against 1 - p, where p is the probability of the preferred answer (right: nearer to certainty;"
+    " the column 'p = 1' holds the certain preferences). Each line is one regularisation strength. DPO's KL "
+    "grows without bound for every strength, and at p = 1 it has no finite minimiser ('diverges', triangles at"
     " the top); IPO's and MaxPO's level off and stay finite."
 )
 KL = "kl_reference_policy"

@@ -15,10 +15,9 @@ from paper_figures.drawing import Drawing
 CLAIMS = ("C4",)
 CAPTION = (
     "Finite data, computed exactly in a bandit on data sets of N sampled labels: (a) share of the data sets on"
-    " which the method has no finite minimiser;"
-    " (b) overfitting gap of the minimiser; (c) the gap along a gradient path. Bars: 95 % intervals over data"
-    " sets (Wilson in (a), bootstrap in (b)); a"
-    " minimiser that does not exist has no gap and is left out of (b)."
+    " which the method has no finite minimiser; (b) overfitting gap of the minimiser; (c) the gap along a "
+    "gradient path. Bars: 95 % intervals over data sets (Wilson in (a), bootstrap in (b)); a minimiser that "
+    "does not exist has no gap and is left out of (b)."
 )
 
 

@@ -15,10 +15,10 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C7",)
 CAPTION = (
-    "KL-vs-reward frontiers, computed exactly in bandits: each line is one method over its whole range of strengths."
-    " Top: expected reward; no policy can lie above the RLHF optimum (dotted), which has the best reward at its KL."
-    " Bottom: how far each method lies below that optimum at equal KL (logarithmic); a method that is optimal does not"
-    " appear there."
+    "KL-vs-reward frontiers, computed exactly in bandits: each line is one method over its whole range of "
+    "strengths. Top: expected reward; no policy can lie above the RLHF optimum (dotted), which has the best "
+    "reward at its KL. Bottom: how far each method lies below that optimum at equal KL (logarithmic); a method"
+    " that is optimal does not appear there."
 )
 BOUND = "rlhf"
 WORLDS = {"bradley_terry": "Bradley-Terry", "near_deterministic": "near-deterministic"}

@@ -13,10 +13,10 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C7")
 CAPTION = (
-    "KL-vs-reward on the language model: ground-truth reward of the policy's own completions of held-out"
-    " prompts, against their per-token KL to"
-    " the reference, summed over the completion. Each line is one training run at one strength, from the reference (star) through its"
-    " checkpoints; the large marker is its end. Bars: 95 % bootstrap intervals over prompts."
+    "KL-vs-reward on the language model: ground-truth reward of the policy's own completions of held-out "
+    "prompts, against their per-token KL to the reference, summed over the completion. Each line is one "
+    "training run at one strength, from the reference (star) through its checkpoints; the large marker is its "
+    "end. Bars: 95 % bootstrap intervals over prompts."
 )
 
 

@@ -15,10 +15,9 @@ from paper_figures.drawing import Drawing
 CLAIMS = ("C3", "C6")
 CAPTION = (
     "Off the support of the preferences (language model): (a) change of the log-likelihood of held-out samples"
-    " of the reference; (b) accuracy on"
-    " benchmarks unrelated to the preferences, of the reference (before) and after training on"
-    " near-deterministic labels. Of each method the strength"
-    " is shown whose reward is nearest to what all methods reach. Bars: 95 % bootstrap intervals over samples and questions."
+    " of the reference; (b) accuracy on benchmarks unrelated to the preferences, of the reference (before) and"
+    " after training on near-deterministic labels. Of each method the strength is shown whose reward is "
+    "nearest to what all methods reach. Bars: 95 % bootstrap intervals over samples and questions."
 )
 
 

@@ -12,12 +12,10 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C3",)
 CAPTION = (
-    "Partial support, computed exactly in a bandit: only some pairs of answers are compared. Every point is the"
-    " final policy from one start; the"
-    " corners of the triangle are the preferred answer, the other compared one(s), and those that no pair shows."
-    " On the dotted line the mass of"
-    " the answers that no pair shows equals the reference's. DPO's and IPO's minimisers form a continuum, and"
-    " the start decides where training"
+    "Partial support, computed exactly in a bandit: only some pairs of answers are compared. Every point is "
+    "the final policy from one start; the corners of the triangle are the preferred answer, the other compared"
+    " one(s), and those that no pair shows. On the dotted line the mass of the answers that no pair shows "
+    "equals the reference's. DPO's and IPO's minimisers form a continuum, and the start decides where training"
     " ends; MaxPO ends in one point, on the line, from every start."
 )
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])  # preferred, other, off the support

@@ -11,11 +11,11 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C9",)
 CAPTION = (
-    "Reference data, computed exactly in a bandit: MaxPO with N samples of the reference in its KL term. (a) KL"
-    " from the true reference to the"
-    " minimiser: median and middle half of the data sets in which every answer was sampled; (b) share of the"
-    " data sets in which some answer was never"
-    " sampled, so that it loses all its mass and the KL is infinite, with 95 % Wilson intervals, and the reference's mass of such answers."
+    "Reference data, computed exactly in a bandit: MaxPO with N samples of the reference in its KL term. (a) "
+    "KL from the true reference to the minimiser: median and middle half of the data sets in which every "
+    "answer was sampled, levelling off at the KL that the exact reference gives; (b) share of the data sets in"
+    " which some answer was never sampled, so that it loses all its mass and the KL is infinite, with 95 % "
+    "Wilson intervals, and the reference's mass of such answers."
 )
 
 

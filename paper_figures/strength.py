@@ -14,12 +14,11 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C2",)
 CAPTION = (
-    "Effective strength of the KL term, computed exactly in a bandit, for certain preferences (p = 1, strong"
-    " lines) and for noisy ones (thin"
-    " lines): (a) KL from the policy to the reference against the regularisation strength (β, or τ for IPO); (b)"
-    " its response, the fall of KL per"
-    " factor e of strength. At p = 1 DPO has no finite minimiser at any strength, so its strength has no effect:"
-    " its response is 0 throughout."
+    "Effective strength of the KL term, computed exactly in a bandit, for certain preferences (p = 1, strong "
+    "lines) and for noisy ones (thin lines): (a) KL from the policy to the reference against the "
+    "regularisation strength (β, or τ for IPO); (b) its response, the fall of KL per factor e of strength. At "
+    "p = 1 DPO has no finite minimiser at any strength, so its strength has no effect: its response is 0 "
+    "throughout."
 )
 KL = "kl_policy_reference"
 

@@ -14,11 +14,11 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C4")
 CAPTION = (
-    "Training on the language model: preference accuracy on held-out pairs (filled) and on training pairs (open markers, dotted),"
-    " per-token KL to the reference on held-out"
-    " prompts, and the change of the log-likelihood of the chosen answers of held-out pairs. Rows: kind of"
-    " labels. Bars: 95 % bootstrap intervals over pairs"
-    " or prompts. Of each method the strength is shown whose reward is nearest to what all methods reach."
+    "Training on the language model: preference accuracy on held-out pairs (filled) and on training pairs "
+    "(open markers, dotted), per-token KL to the reference on held-out prompts, and the change of the "
+    "log-likelihood of the chosen answers of held-out pairs. Rows: kind of labels. Bars: 95 % bootstrap "
+    "intervals over pairs or prompts. Of each method the strength is shown whose reward is nearest to what all"
+    " methods reach."
 )
 COLUMNS = (
     ("held_out_pairs", "preference_accuracy", "preference accuracy"),

@@ -75,6 +75,18 @@ def test_a_value_that_is_not_finite_is_an_error_and_not_left_out() -> None:
         statistics.mean([1.0, math.nan, 2.0])
 
 
+def test_ratio_by_welch_worked_by_hand() -> None:
+    """Logs 0, ln 4 against 0, 0, 0: difference ln 2, variance of the first mean (ln 4)^2 / 4, one degree of freedom."""
+    interval = statistics.ratio([1.0, 4.0], [1.0, 1.0, 1.0])
+    half = 12.7062 * math.log(4) / 2
+    assert interval.estimate == pytest.approx(2.0)
+    assert math.log(interval.low) == pytest.approx(math.log(2) - half, rel=1e-4)
+    assert math.log(interval.high) == pytest.approx(math.log(2) + half, rel=1e-4)
+    assert not statistics.ratio([2.0], [1.0, 1.1]).known
+    with pytest.raises(ValueError, match="positive"):
+        statistics.ratio([1.0, 0.0], [1.0, 2.0])
+
+
 @pytest.mark.parametrize(
     ("successes", "low", "high"),
     [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)],  # Brown, Cai and DasGupta 2001, Wilson interval, n = 10
