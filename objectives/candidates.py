@@ -70,7 +70,7 @@ def infonca(beta: Positive = 0.01, alpha: Positive = 0.01) -> Term:
         target = _target(batch, alpha, "infonca")
         return -(target * log_softmax(_implicit_rewards(batch, beta, "infonca"), dim=-1)).sum(-1)
 
-    return Term("infonca", "candidates", loss, needs=NEEDS)
+    return Term("infonca", "candidates", loss, needs=NEEDS, accepts_pairs=True)
 
 
 @register(
@@ -93,4 +93,4 @@ def nca(beta: Positive = 0.01, alpha: Positive = 0.01) -> Term:
         data = (_target(batch, alpha, "nca") * logsigmoid(rewards)).sum(-1)
         return -data - logsigmoid(-rewards).mean(-1)
 
-    return Term("nca", "candidates", loss, needs=NEEDS)
+    return Term("nca", "candidates", loss, needs=NEEDS, accepts_pairs=True)

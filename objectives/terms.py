@@ -29,7 +29,7 @@ class Term:
     ``loss(batch)`` maps the source's batch to (..., N), one value per example. ``needs`` names what the batch must carry beyond
     the policy's log-probs: "ref_logps", "lengths", "reference_token_kl", "rewards", "token_logps", ... (see the batches).
     ``coupled``: whether an example's loss depends on the others of its batch (through weighted means), so that its value changes with
-    the batch and with how it is split over devices.
+    the batch and with how it is split over devices. ``accepts_pairs``: of another source, whether labelled pairs can stand for it.
     """
 
     name: str
@@ -38,6 +38,14 @@ class Term:
     weight: Value = 1.0
     needs: frozenset[str] = frozenset()
     coupled: bool = False
+    accepts_pairs: bool = False
+
+    @property
+    def needs_on_pairs(self) -> frozenset[str]:
+        """Source and fields to supply where labelled pairs are to stand for candidates or unpaired labels if they can."""
+        if self.accepts_pairs:
+            return self.needs - {"rewards"} | {"pairs"}
+        return self.needs | {self.source}
 
     @property
     def text(self) -> str:
@@ -141,6 +149,11 @@ class Objective:
     def needs(self) -> frozenset[str]:
         """What a producer must supply: the sources, and what their batches must carry ("ref_logps", "lengths", ...)."""
         return frozenset().union(*(term.needs | {term.source} for term in self.terms))
+
+    @property
+    def needs_on_pairs(self) -> frozenset[str]:
+        """`needs` of a producer that has labelled pairs: they stand for candidates (one-hot) and unpaired labels where that is possible."""
+        return frozenset().union(*(term.needs_on_pairs for term in self.terms))
 
     @property
     def needs_temperature(self) -> bool:

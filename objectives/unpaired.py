@@ -56,7 +56,7 @@ def kto(
         return weight * links.error_probability.value(per_example(beta) * signed)
 
     needs = {"ref_logps", "mismatched_logps"} if z0 is None else {"ref_logps"}
-    return Term("kto", "unpaired", loss, needs=frozenset(needs), coupled=z0 is None)
+    return Term("kto", "unpaired", loss, needs=frozenset(needs), coupled=z0 is None, accepts_pairs=z0 is not None)
 
 
 def _reference_point(batch: UnpairedBatch) -> Tensor:
@@ -84,4 +84,4 @@ def bco(beta: Positive = 0.1, delta: Real | None = None) -> Term:
         point: Value = _batch_mean(batch, rewards) if delta is None else per_example(delta)
         return links.logistic.value(torch.where(batch.desirable, rewards - point, point - rewards))
 
-    return Term("bco", "unpaired", loss, needs=frozenset({"ref_logps"}), coupled=delta is None)
+    return Term("bco", "unpaired", loss, needs=frozenset({"ref_logps"}), coupled=delta is None, accepts_pairs=True)

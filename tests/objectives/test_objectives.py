@@ -127,6 +127,24 @@ def test_needs_follow_from_the_terms(label: str, needs: set[str]) -> None:
     assert objectives.parse(label).needs == needs
 
 
+@pytest.mark.parametrize(
+    ("label", "needs"),
+    [
+        ("dpo", {"pairs", "ref_logps"}),
+        ("nca", {"pairs", "ref_logps"}),
+        ("bco+forward_kl", {"pairs", "ref_logps", "reference_samples"}),
+        ("kto(z0=0)", {"pairs", "ref_logps"}),
+        ("kto", {"unpaired", "ref_logps", "mismatched_logps"}),
+        ("exo_rw", {"candidates", "ref_logps", "rewards"}),
+    ],
+)
+def test_what_pairs_can_stand_for(label: str, needs: set[str]) -> None:
+    objective = objectives.parse(label)
+    assert objective.needs_on_pairs == needs
+    if needs == {"pairs", "ref_logps"}:
+        assert objective.value({"pairs": PAIR}).item() == pytest.approx(objective.pair_losses(PAIR).item())
+
+
 def test_composition() -> None:
     composed = objectives.get("dpo", beta=0.5) + objectives.forward_kl(weight=0.1)
     assert composed.name == "dpo+forward_kl"
