@@ -139,6 +139,33 @@ def test_hyperparameters_per_problem(name: str) -> None:
         torch.testing.assert_close(together[i], alone, rtol=1e-12, atol=1e-13)
 
 
+def graph_size(losses: Tensor) -> int:
+    """Operations that autograd recorded behind the losses."""
+    seen, waiting = set(), [losses.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+@pytest.mark.parametrize("label", [*PAIR_LABELS, "exo_rw"])
+def test_no_loop_over_examples(label: str) -> None:
+    """The number of operations does not grow with the batch."""
+    sizes = []
+    for examples in (3, 48):
+        objective = objectives.parse(label)
+        source = "pairs" if "pairs" in objective.needs_on_pairs else "candidates"
+        batch = random_batch(source, examples, torch.Generator().manual_seed(0))
+        leaves = {name: tensor.requires_grad_() for name, tensor in batch.tensors().items() if name.endswith("logps")}
+        batch = replace(batch, **leaves)
+        losses = objective.pair_losses(batch) if isinstance(batch, PairBatch) else objective.terms[0].loss(batch)
+        sizes.append(graph_size(losses))
+    assert sizes[0] == sizes[1]
+    assert 1 < sizes[0] < 120
+
+
 # --- step 0 ----------------------------------------------------------------------------------------------------------
 
 LOG_2 = math.log(2.0)
