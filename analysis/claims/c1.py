@@ -122,11 +122,11 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "per-token KL(policy||reference) on held-out prompts, near-deterministic against noisy labels",
     },
     rule={
-        Domain.BANDIT: f"DPO: for every strength KL(ref||policy) rises with p throughout, by more than {LEVEL:.0%} of its value per unit of"
-        f" log-odds beyond p = {NEAR}, and the solver proves divergence at p = 1. IPO, MaxPO: it rises by no more than that, and is"
-        " finite at p = 1.",
-        Domain.LANGUAGE_MODEL: "KL on near-deterministic less noisy labels, by prompt: above 0 for DPO, and larger for DPO than for IPO"
-        " and MaxPO; bootstrap over prompts, 95 %.",
+        Domain.BANDIT: f"DPO: for every strength KL(ref||policy) rises with p throughout, by more than {LEVEL:.0%} of its "
+        f"value per unit of log-odds beyond p = {NEAR}, and the solver proves divergence at p = 1. IPO, "
+        "MaxPO: it rises by no more than that, and is finite at p = 1.",
+        Domain.LANGUAGE_MODEL: "KL on near-deterministic less noisy labels, by prompt: above 0 for DPO, and larger for DPO than "
+        "for IPO and MaxPO; bootstrap over prompts, 95 %.",
     },
     figures=("determinism", "frontier_llm"),
     bandit=bandit,

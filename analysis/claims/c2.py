@@ -91,15 +91,14 @@ CLAIM = Claim(
     prediction="At p = 1 KL responds to the regularisation strength under MaxPO, under IPO on its support, and not under DPO.",
     data={
         Domain.BANDIT: "experiment strength: p = 1, strengths over five decades",
-        Domain.LANGUAGE_MODEL: "per-token KL(policy||reference) on held-out prompts, near-deterministic labels,"
-        " weakest and strongest strength",
+        Domain.LANGUAGE_MODEL: "per-token KL(policy||reference) on held-out prompts, near-deterministic labels, weakest and "
+        "strongest strength",
     },
     rule={
-        Domain.BANDIT: "MaxPO, IPO: KL(policy||ref) never rises with the strength and falls by more than"
-        f" {EFFECTIVE} nats in all. DPO: no finite"
-        " minimiser at any strength.",
-        Domain.LANGUAGE_MODEL: "log mean KL falls with log strength for MaxPO and IPO, and faster for MaxPO than for DPO; bootstrap over"
-        " prompts, 95 %.",
+        Domain.BANDIT: f"MaxPO, IPO: KL(policy||ref) never rises with the strength and falls by more than {EFFECTIVE} nats "
+        "in all. DPO: no finite minimiser at any strength.",
+        Domain.LANGUAGE_MODEL: "log mean KL falls with log strength for MaxPO and IPO, and faster for MaxPO than for DPO; "
+        "bootstrap over prompts, 95 %.",
     },
     figures=("strength",),
     bandit=bandit,

@@ -69,19 +69,18 @@ def language_model(evidence: Evidence) -> Judgement:
 CLAIM = Claim(
     id="C3",
     title="Partial support",
-    prediction="DPO and IPO move mass off the pairs' support arbitrarily and depend on the start; MaxPO keeps it exactly. In a language"
-    " model held-out samples of the reference lose likelihood under DPO and IPO and keep it under MaxPO.",
+    prediction="DPO and IPO move mass off the pairs' support arbitrarily and depend on the start; MaxPO keeps it "
+    "exactly. In a language model held-out samples of the reference lose likelihood under DPO and IPO "
+    "and keep it under MaxPO.",
     data={
         Domain.BANDIT: "experiment partial_support: final policies from many starts",
         Domain.LANGUAGE_MODEL: "log pi - log pi_ref of held-out samples of the reference, near-deterministic labels, matched reward",
     },
     rule={
-        Domain.BANDIT: f"DPO, IPO: for every strength the off-support mass differs by more than {MOVES} between"
-        " starts. MaxPO: it equals the"
-        f" reference's to {KEPT} from every start.",
-        Domain.LANGUAGE_MODEL: f"mean change below 0 for DPO and IPO, above -{KEPT_NATS:g} nat for MaxPO, and"
-        " MaxPO's above both others'; paired"
-        " bootstrap over samples, 95 %.",
+        Domain.BANDIT: f"DPO, IPO: for every strength the off-support mass differs by more than {MOVES} between starts. "
+        f"MaxPO: it equals the reference's to {KEPT} from every start.",
+        Domain.LANGUAGE_MODEL: f"mean change below 0 for DPO and IPO, above -{KEPT_NATS:g} nat for MaxPO, and MaxPO's above both "
+        "others'; paired bootstrap over samples, 95 %.",
     },
     figures=("partial_support", "off_support"),
     bandit=bandit,

@@ -104,11 +104,11 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "preference accuracy on training and on held-out pairs after training, near-deterministic labels",
     },
     rule={
-        Domain.BANDIT: "DPO: with the fewest labels more likely than not without a finite minimiser, and falling with N. IPO, MaxPO: never"
-        " without one, and a smaller overfitting gap at the N where DPO mostly has no minimiser; intervals over data sets, 95 %.",
-        Domain.LANGUAGE_MODEL: "accuracy on training less held-out pairs: above 0 for DPO, and larger than IPO's"
-        " and MaxPO's; bootstrap over"
-        " pairs, 95 %.",
+        Domain.BANDIT: "DPO: with the fewest labels more likely than not without a finite minimiser, and falling with N. "
+        "IPO, MaxPO: never without one, and a smaller overfitting gap at the N where DPO mostly has no "
+        "minimiser; intervals over data sets, 95 %.",
+        Domain.LANGUAGE_MODEL: "accuracy on training less held-out pairs: above 0 for DPO, and larger than IPO's and MaxPO's; "
+        "bootstrap over pairs, 95 %.",
     },
     figures=("finite_data", "training"),
     bandit=bandit,

@@ -67,9 +67,8 @@ CLAIM = Claim(
     prediction="MaxPO needs no reference model while optimising: less peak memory and time per step than DPO with a live reference.",
     data={Domain.LANGUAGE_MODEL: "peak memory and processor time per step of the same trainer"},
     rule={
-        Domain.LANGUAGE_MODEL: f"peak memory of DPO with a live reference more than {SAVED - 1:.0%} above"
-        " MaxPO's, and time per step above it;"
-        " Welch's t on the logarithms of the steps' times, 95 %."
+        Domain.LANGUAGE_MODEL: f"peak memory of DPO with a live reference more than {SAVED - 1:.0%} above MaxPO's, and time per "
+        "step above it; Welch's t on the logarithms of the steps' times, 95 %."
     },
     figures=(),
     language_model=language_model,

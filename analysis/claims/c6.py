@@ -57,14 +57,14 @@ def benchmark_changes(setting: Setting) -> pd.Series:
 CLAIM = Claim(
     id="C6",
     title="Unrelated benchmarks",
-    prediction="Benchmarks unrelated to the preferences drop after DPO and IPO on near-deterministic preferences and hold under MaxPO, at"
-    " matched reward.",
+    prediction="Benchmarks unrelated to the preferences drop after DPO and IPO on near-deterministic preferences "
+    "and hold under MaxPO, at matched reward.",
     data={
         Domain.LANGUAGE_MODEL: "per-item benchmark scores before and after training, near-deterministic labels, matched reward"
     },
     rule={
-        Domain.LANGUAGE_MODEL: f"change of accuracy over all benchmark items below 0 for DPO and IPO, above -{HOLD} for MaxPO, and MaxPO's"
-        " above both others'; paired bootstrap over items, 95 %."
+        Domain.LANGUAGE_MODEL: f"change of accuracy over all benchmark items below 0 for DPO and IPO, above -{HOLD} for MaxPO, and "
+        "MaxPO's above both others'; paired bootstrap over items, 95 %."
     },
     figures=("off_support",),
     language_model=language_model,

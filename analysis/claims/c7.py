@@ -123,12 +123,11 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "mean reward against per-token KL(policy||reference) on held-out prompts, every strength and checkpoint",
     },
     rule={
-        Domain.BANDIT: "in every world, the area between MaxPO's frontier and DPO's (IPO's), over the KL range"
-        " that both cover, divided by its"
-        " width, is not below 0.",
-        Domain.LANGUAGE_MODEL: "the same mean difference of reward at equal KL, for each kind of labels, is"
-        " above 0; bootstrap over prompts,"
-        " 95 % (a frontier takes the best measured point within a KL budget, so noise lifts every method alike).",
+        Domain.BANDIT: "in every world, the area between MaxPO's frontier and DPO's (IPO's), over the KL range that both "
+        "cover, divided by its width, is not below 0.",
+        Domain.LANGUAGE_MODEL: "the same mean difference of reward at equal KL, for each kind of labels, is above 0; bootstrap "
+        "over prompts, 95 % (a frontier takes the best measured point within a KL budget, so noise lifts "
+        "every method alike).",
     },
     figures=("frontier_bandit", "frontier_llm"),
     bandit=bandit,

@@ -80,20 +80,20 @@ def _rest(setting: Setting) -> tuple[str, list[tuple[str, str]]]:
 CLAIM = Claim(
     id="C9",
     title="Reference data",
-    prediction="The off-policy KL needs reference samples: an action never sampled loses all its mass, and KL to"
-    " the true reference falls with"
-    " their number; the full-token form keeps more likelihood from the same samples.",
+    prediction="The off-policy KL needs reference samples: an action never sampled loses all its mass, and KL to "
+    "the true reference falls with their number; the full-token form keeps more likelihood from the "
+    "same samples.",
     data={
         Domain.BANDIT: "experiment reference_samples: MaxPO with N samples of the reference, many data sets",
         Domain.LANGUAGE_MODEL: "held-out reference samples after MaxPO with the sampled and with the full-token forward KL",
     },
     rule={
-        Domain.BANDIT: "median KL(ref||policy) falls with N; it is finite where every action was sampled, and infinite in"
-        f" {LOSES:.0%} or more of the data sets where one was not; the mass never sampled falls with N.",
-        Domain.LANGUAGE_MODEL: "log-likelihood of held-out reference samples, full-token less sampled form,"
-        " above 0; paired bootstrap, 95 %.",
+        Domain.BANDIT: "median KL(ref||policy) falls with N; it is finite where every action was sampled, and infinite in "
+        f"{LOSES:.0%} or more of the data sets where one was not; the mass never sampled falls with N.",
+        Domain.LANGUAGE_MODEL: "log-likelihood of held-out reference samples, full-token less sampled form, above 0; paired "
+        "bootstrap, 95 %.",
     },
-    figures=(),
+    figures=("reference_samples",),
     bandit=bandit,
     language_model=language_model,
 )
