@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,3 +87,15 @@ def test_check_finds_a_third_partys_mistake(
     out = capsys.readouterr().out
     assert "FAIL  broken" in out
     assert "1 failed" in out
+
+
+def test_cost_benchmark_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The share itself depends on the machine and on what else runs there: the benchmark reports it, this test does not judge it."""
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "objectives_cost.py"))
+    small = ["--hidden", "64", "--layers", "1", "--vocabulary", "64", "--tokens", "8", "--pairs", "2", "--repeats", "2"]
+    assert script["main"](["dpo", "maxpo", *small, "--out", str(tmp_path / "cost.json")]) in (0, 1)
+    record = json.loads((tmp_path / "cost.json").read_text())
+    assert {row["objective"] for row in record["losses"]} == {"dpo(beta=0.1)", "maxpo(beta=0.1)"}
+    assert all(row["share"] == row["microseconds"] / 1e6 / record["step_seconds"] > 0 for row in record["losses"])
+    assert script["main"](["dp", *small]) == 2
+    assert "error: unknown objective 'dp'" in capsys.readouterr().err
