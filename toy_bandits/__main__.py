@@ -1,4 +1,4 @@
-"""``python -m toy_bandits``: run the exact experiments."""
+"""``python -m toy_bandits``: exact experiments, worlds and outer loops."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from analysis.records import RecordError, is_complete, write_run
+from objectives import ObjectiveError
 from objectives.domains import unknown_name
 from toy_bandits.errors import BanditError
 from toy_bandits.experiments import EXPERIMENTS, Experiment
+from toy_bandits.loops import command as loops_command
+from toy_bandits.worlds import command as worlds_command
 
 EXAMPLES = """examples:
   python -m toy_bandits run --out out/bandits                 all experiments
   python -m toy_bandits run determinism frontier --out out/bandits
   python -m toy_bandits list
+  python -m toy_bandits worlds partial_support/0              what a world is
+  python -m toy_bandits loop rlhf_ppo --out out/loops         an outer loop, step by step
 
 A finished experiment is skipped when the command is run again; --again makes it anew.
 """
@@ -41,8 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     run.add_argument("--out", type=Path, required=True, help="folder; each experiment writes a folder of its own in it")
     run.add_argument("--again", action="store_true", help="make finished experiments anew")
+    for add_parser in (worlds_command.add_parser, loops_command.add_parser):
+        add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:
+        if hasattr(chosen, "handler"):
+            return int(chosen.handler(chosen))
         if chosen.command == "list":
             for name, experiment in EXPERIMENTS.items():
                 print(f"{name:<18} {experiment.claim}")
@@ -51,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             if name not in EXPERIMENTS:
                 raise BanditError(unknown_name("experiment", name, list(EXPERIMENTS)))
         return _run([EXPERIMENTS[name] for name in chosen.experiments or EXPERIMENTS], chosen.out, chosen.again)
-    except (BanditError, RecordError) as error:
+    except (BanditError, ObjectiveError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
