@@ -24,7 +24,7 @@ def draw(evidence: Evidence) -> Drawing:
     run = evidence.bandit_run("reference_samples")
     frame = run.table("results")
     objectives = style.order(frame["objective"])
-    figure, (left, right) = style.panels(style.DOUBLE, 2.4, 1, 2)
+    figure, (left, right) = style.panels(style.DOUBLE, 2.4, 1, 2, sharex=True)
     for objective in objectives:
         look = style.look(objective)
         rows = frame[frame["objective"] == objective]
@@ -53,7 +53,7 @@ def draw(evidence: Evidence) -> Drawing:
     for axis in (left, right):
         axis.set(xscale="log", xlabel="samples of the reference N")
         axis.legend()
-    left.set(yscale="log", ylabel="KL(reference ‖ policy)  [nats]", title="distance from the reference")
+    left.set(ylabel="KL(reference ‖ policy)  [nats]", title="distance from the reference")
     right.set(ylabel="share, mass", title="answers never sampled")
     style.letter((left, right))
     return Drawing(figure, [run], f"{frame['seed'].nunique()} data sets for each N.")

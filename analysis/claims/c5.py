@@ -20,7 +20,10 @@ def language_model(evidence: Evidence) -> Judgement:
     maxpo, live = _find(costs, "maxpo", "none"), _find(costs, "dpo", "live")
     parts = [_memory("peak memory: dpo with a live reference over maxpo", live, maxpo)]
     parts.append(above("time per step: dpo with a live reference over maxpo", _ratio(live, maxpo), "times", bound=1.0))
-    notes = ["one process per measurement: peak memory has no interval; time intervals are over steps"]
+    notes = [
+        "maxpo's step also scores its samples of the reference, which dpo's does not",
+        "one process per measurement: peak memory has no interval; time intervals are over steps",
+    ]
     try:
         stored = _find(costs, "dpo", "precomputed")
     except MissingEvidence:
