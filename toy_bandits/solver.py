@@ -30,6 +30,7 @@ SAME_VALUE = 1e-10
 ROUNDING = 1e-14
 SAME_POLICY = 1e-6
 SAME_SPEED = 0.1
+LONG_DRIFT = 3.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ class Solution:
 
     Attributes:
         policy: (..., X, A). Where the status is "diverges": the limit along `Certificate.direction`, with exact zeros. Where it is
-            "not_unique": what gradient flow reaches from ``start``.
+            "not_unique" because tied sets of actions move freely: what gradient flow reaches from ``start``.
         log_policy: (..., X, A), its logarithm (-inf for zeros), exact where probabilities underflow.
         logits: (..., X, A), finite; for "diverges" a far point on the direction.
         status: "converged" (a minimiser, unique), "diverges" (the infimum is not attained), "not_unique" (minimisers form a continuum, or
-            several minima are equally good), or "unsolved" (none of these could be shown; the policy is the best point found).
+            several minima are equally good), or "unsolved" (none of these could be shown, such as at
+            the kink of a hinge; the policy is the best point found).
             A str for a single problem, else an array of str.
         gradient_norm: (...), of the objective in the logits.
         value: (...), of the objective; its infimum where it diverges.
@@ -284,8 +286,8 @@ def _judge(
 ) -> _Answer:
     """Status and certificate of each problem from what is proved and what was found."""
     logits = minimum.logits
-    converged = minimum.converged & ~structure.diverges
-    runs_away, direction = _runs_away(function, minimum, structure)
+    runs_away, direction = _runs_away(function, groups, minimum, structure)
+    converged = minimum.converged & ~structure.diverges & ~runs_away
     logits = torch.where(runs_away[:, None, None], logits + _reach(function)[:, None, None] * direction, logits)
     derivatives = function(logits) if bool(runs_away.any()) else minimum.derivatives
     diverges = structure.diverges | runs_away
@@ -293,6 +295,7 @@ def _judge(
     lowest = curvature(derivatives, groups)
     numerical = converged & ~structure.unique & (lowest <= FLAT_CURVATURE)
     flat = _flat_directions(function, logits, groups, numerical)
+    flat = flat.clamp(min=structure.unbounded.long())
     dimension = torch.where(diverges, 0, structure.free + flat)
     status = torch.full_like(dimension, 3)
     status = torch.where(converged, torch.where((dimension > 0) | tie, 2, 0), status)
@@ -306,7 +309,7 @@ def _judge(
         status=status,
         gradient_norm=derivatives.gradient.flatten(1).norm(dim=-1),
         value=derivatives.value,
-        proved=structure.diverges | (converged & structure.unique),
+        proved=structure.diverges | (converged & (structure.unique | structure.unbounded)),
         direction=direction,
         dimension=dimension,
         minima=torch.where(diverges, 0, minima),
@@ -316,14 +319,18 @@ def _judge(
     )
 
 
-def _runs_away(function: Function, minimum: Minimum, structure: Structure) -> tuple[Tensor, Tensor]:
-    """Which iterations left every bound, and in which direction: followed much further, the value must not rise again."""
-    suspects = minimum.escaping & ~structure.exists
+def _runs_away(function: Function, groups: Tensor, minimum: Minimum, structure: Structure) -> tuple[Tensor, Tensor]:
+    """Which iterations left every bound, and in which direction: followed much further, the value must not rise again.
+
+    Where rounding hides the slope, what tells a fall that never ends from a flat valley is that the iteration went on far along it.
+    """
+    hidden = minimum.converged & (curvature(minimum.derivatives, groups) <= FLAT_CURVATURE)
+    suspects = (minimum.escaping | hidden) & ~structure.exists
     direction = torch.zeros_like(minimum.logits)
     if not bool(suspects.any()):
         return suspects, direction
     size = minimum.drift.abs().amax((-2, -1), keepdim=True)
-    went = suspects[:, None, None] & (size > 1.0)
+    went = suspects[:, None, None] & (size > LONG_DRIFT)
     direction = torch.where(went, _levels(minimum.drift / size), 0.0)
     further = function(minimum.logits + _reach(function)[:, None, None] * direction)
     falls = further.value <= minimum.derivatives.value + ROUNDING * (1.0 + minimum.derivatives.value.abs())
@@ -343,7 +350,7 @@ def _levels(direction: Tensor) -> Tensor:
 
 
 def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
-    """(B,): along how many moves without curvature the value does not change over a finite distance either."""
+    """(B,): along how many moves without curvature the value does not change over a finite distance, one way or both."""
     count = torch.zeros_like(which, dtype=torch.long)
     if not bool(which.any()):
         return count
@@ -354,7 +361,7 @@ def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: 
         candidates = which & flat[:, index]
         if bool(candidates.any()):
             ends = (function(logits + sign * moves[:, index]).value for sign in (-1.0, 1.0))
-            count += candidates & torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).all(0)
+            count += candidates & torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).any(0)
     return count
 
 

@@ -41,6 +41,8 @@ class Structure:
     """(B,): proved that none exists."""
     unique: Tensor
     """(B,): proved strictly convex up to the tied sets' offsets."""
+    unbounded: Tensor
+    """(B,): proved that minimisers exist and reach to infinity: losses that become constant, such as a hinge on certain preferences."""
 
     @property
     def free(self) -> Tensor:
@@ -100,9 +102,10 @@ def analyse(function: Function) -> Structure:
         tied=_first(tied),
         strong=_first(strong),
         direction=direction,
-        exists=known & coercive,
+        exists=known & (coercive | (convex & ~escape)),
         diverges=diverges | sinks,
         unique=known & coercive & convex & strict,
+        unbounded=known & convex & ~coercive & ~escape,
     )
 
 

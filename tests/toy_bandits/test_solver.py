@@ -239,3 +239,30 @@ def test_bad_input_is_named(arguments: dict[str, object], message: str) -> None:
     given = {"objective": objectives.get("dpo"), **arguments}
     with pytest.raises((BanditError, objectives.ObjectiveError), match=message):
         solve(worlds(3), given.pop("objective"), **given)
+
+
+@pytest.mark.parametrize(("p", "status"), [(1.0, "not_unique"), (0.8, "converged")])
+def test_a_loss_that_is_constant_beyond_a_margin_attains_its_minimum_on_a_ray(p: float, status: str) -> None:
+    """max(0, 1 - z)^2 with z = D / 2: at p = 1 every D >= 2 is a minimiser; below, the slopes balance at z = 2 p - 1."""
+    problem = Bandit([0.3, 0.7], [[0.5, p], [1 - p, 0.5]])
+    solution = solve(problem, objectives.get("gpo", beta=0.5, link="truncated_square"))
+    adjusted = solution.log_policy - problem.log_reference[0]
+    assert solution.status == status
+    assert solution.certificate.dimension == (1 if p == 1.0 else 0)
+    if p == 1.0:
+        assert solution.certificate.proved
+        assert float(adjusted[0] - adjusted[1]) >= 2.0 - 1e-12
+        assert float(solution.value) == 0.0
+    else:
+        assert float(adjusted[0] - adjusted[1]) == pytest.approx(2 * (2 * p - 1), rel=1e-9)
+
+
+def test_a_fall_that_rounding_hides_is_still_called_divergence() -> None:
+    """Smooth, bounded, unknown to the solver: 1 - s(x) where curvature underflows long before the slope does not matter any more."""
+
+    def loss(batch: PairBatch) -> Tensor:
+        return 1.0 - torch.sigmoid(batch.chosen_logps - batch.rejected_logps)
+
+    solution = solve(Bandit([0.3, 0.7], [[0.5, 1.0], [0.0, 0.5]]), custom(loss))
+    assert solution.status == "diverges"
+    np.testing.assert_array_equal(solution.policy, [1.0, 0.0])
