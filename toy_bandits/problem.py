@@ -121,7 +121,19 @@ class Bandit:
         margins = (r.unsqueeze(-1) - r.unsqueeze(-2)) / temperature
         made = cls(reference, torch.sigmoid(margins), contexts=contexts, rewards=r, **others)
         arrays = {"reference": reference, "rewards": rewards, "contexts": contexts, **others}
-        made.has_contexts = _mention_contexts({k: _tensor(k, v) for k, v in arrays.items() if v is not None})
+        mentioned = _mention_contexts({k: _tensor(k, v) for k, v in arrays.items() if v is not None})
+        return made if mentioned else made.without_contexts()
+
+    def without_contexts(self) -> Bandit:
+        """The same worlds of one context each, whose solutions leave the dimension X out.
+
+        Raises:
+            BanditError: there are several contexts.
+        """
+        if self.contexts.shape[-1] != 1:
+            raise BanditError(f"without_contexts: there are {self.contexts.shape[-1]} contexts")
+        made = self._map(lambda tensor, core: tensor)
+        made.has_contexts = False
         return made
 
     @property

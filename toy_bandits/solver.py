@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -275,7 +276,7 @@ def _starts(problem: Bandit, begin: Tensor, groups: Tensor, starts: int, seed: i
     shifts += [torch.zeros_like(begin).scatter(-1, order[..., i : i + 1], 5.0) for i in range(on_top)]
     for i in range(starts - on_top):
         noise = torch.randn(begin.shape[1:], generator=generator, dtype=begin.dtype).to(begin)
-        shifts.append((1.0 + i).__pow__(0.5) * 2.0 * noise.expand_as(begin))
+        shifts.append(2.0 * math.sqrt(1.0 + i) * noise.expand_as(begin))
     moved = torch.stack([begin, *(problem.log_reference + shift for shift in shifts)])
     labels = groups.expand_as(moved)
     return centred(moved, labels) + (begin - centred(begin, groups))

@@ -117,3 +117,9 @@ def test_the_diagonal_of_preferences_is_ignored() -> None:
 def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(BanditError, match="scale: must be > 0; got 0"):
         Bandit.from_rewards(REFERENCE, [1.0, 0.0, 0.5], 0.0)
+
+
+def test_only_a_single_context_can_be_left_out() -> None:
+    assert not Bandit([REFERENCE], EVEN).without_contexts().has_contexts
+    with pytest.raises(BanditError, match="there are 2 contexts"):
+        Bandit([REFERENCE, REFERENCE], EVEN).without_contexts()

@@ -13,6 +13,7 @@ from torch import Tensor
 from toy_bandits import Bandit, solve, worlds
 from toy_bandits.experiments.base import METHODS, Settings, method, policy_rows, rows
 from toy_bandits.paths import adam_path
+from toy_bandits.worlds import draws
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,10 @@ class FiniteData(Settings):
 
 def sample(world: Bandit, labels: int, data_sets: int, seed: int) -> Bandit:
     """``data_sets`` empirical worlds, each made of ``labels`` labels drawn from a world of one context."""
-    weights = world.label_weights.squeeze(-3)
-    generator = np.random.default_rng([seed, labels])
-    counts = torch.from_numpy(generator.multinomial(labels, weights.flatten().numpy(), size=data_sets))
-    wins = counts.reshape(data_sets, *weights.shape).to(torch.float64)
-    compared = wins + wins.transpose(-1, -2)
-    preferences = torch.where(compared > 0, wins / compared.clamp(min=1.0), 0.5)
-    made = Bandit(world.reference.squeeze(-2), preferences.unsqueeze(-3), compared.unsqueeze(-3), rewards=world.rewards)
-    made.has_contexts = False
-    return made
+    preferences, compared = draws.labels(world, labels, data_sets, seed)
+    reference = world.reference.squeeze(-2)
+    made = Bandit(reference, preferences.unsqueeze(-3), compared.unsqueeze(-3), rewards=world.rewards)
+    return made.without_contexts()
 
 
 def overfit_gap(world: Bandit, data: Bandit, logits: Tensor) -> Tensor:

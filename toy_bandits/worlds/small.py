@@ -55,6 +55,4 @@ def _alone(
     reference: tuple[float, ...], preferences: Tensor, *, rewards: Tensor, pairs: Tensor | None = None
 ) -> Bandit:
     """A bandit without contexts, its batch dimensions those of the preferences."""
-    made = Bandit(reference, preferences.unsqueeze(-3), pairs=pairs, rewards=rewards)
-    made.has_contexts = False
-    return made
+    return Bandit(reference, preferences.unsqueeze(-3), pairs=pairs, rewards=rewards).without_contexts()
