@@ -11,6 +11,7 @@ import torch
 
 from toy_bandits import Bandit, solve
 from toy_bandits.experiments.base import Settings, method, rows
+from toy_bandits.worlds import draws
 
 REFERENCE = (0.5, 0.25, 0.1, 0.07, 0.05, 0.02, 0.01)
 
@@ -41,10 +42,9 @@ class ReferenceSamples(Settings):
         pairs[0, 1] = pairs[1, 0] = 1.0
         frames = []
         for count in self.samples:
-            generator = np.random.default_rng([self.seed, count])
-            drawn = torch.from_numpy(generator.multinomial(count, REFERENCE, size=self.data_sets)).to(torch.float64)
-            problem = Bandit(reference, preferences, pairs, reference_samples=(drawn / count).unsqueeze(-2))
-            lost = torch.where(drawn == 0, reference, 0.0).sum(-1)
+            shares = draws.reference_samples(Bandit(reference, preferences, pairs), count, self.data_sets, self.seed)
+            problem = Bandit(reference, preferences, pairs, reference_samples=shares)
+            lost = torch.where(shares == 0, reference, 0.0).sum((-2, -1))
             frames.append(
                 rows(
                     solve(problem, method("maxpo", self.strength)),
