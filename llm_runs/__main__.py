@@ -22,13 +22,13 @@ examples:
 Interrupted? Give the same command again: it continues. What is complete is kept.
 """
 
-_STAGES = {
-    "sft": ("sft", "make the reference policy: supervised fine-tuning on the domain"),
-    "sample": ("sample", "sample completions of the reference, for pairs and for the KL term"),
-    "label": ("label", "score the samples and draw preference labels"),
-    "train": ("train", "train the objectives on the labels, evaluating on the way"),
-    "cost": ("cost", "measure time and memory of a training step with and without a reference"),
-    "run": ("cost", "do all of it"),
+_GOALS = {
+    "sft": "make the reference policy: supervised fine-tuning on the domain",
+    "sample": "sample completions of the reference, for pairs and for the KL term",
+    "label": "score the samples and draw preference labels",
+    "train": "train the objectives on the labels, evaluating on the way",
+    "cost": "measure time and memory of a training step with and without a reference",
+    "run": "do all of it",
 }
 
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(show)
     show.set_defaults(command=_show)
 
-    for name, (stage, text) in _STAGES.items():
+    for name, text in _GOALS.items():
         command = commands.add_parser(
             name, help=text, description=f"{text}. Earlier steps that are missing come first."
         )
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--only", default="", metavar="TEXT", help="only trainings with this in their name, e.g. maxpo or seed1"
             )
-        command.set_defaults(command=_carry_out, stage=stage, only="")
+        command.set_defaults(command=_carry_out, goal=name)
 
     evaluate = commands.add_parser(
         "evaluate", help="evaluate any model on a run's held-out data and benchmarks, against its reference"
@@ -137,8 +137,8 @@ def _carry_out(options: argparse.Namespace) -> None:
     from llm_runs.experiment import Experiment
 
     experiment = Experiment(RunConfig.load(options.config, options.overrides), options.out)
-    account.carry_out(pipeline.plan(experiment, options.stage, options.only))
-    if options.stage in ("train", "cost"):
+    account.carry_out(pipeline.plan(experiment, options.goal, getattr(options, "only", "")))
+    if options.goal in ("train", "run"):
         print(f"records: {options.out / 'runs'}; next: python -m analysis claims {options.out}", flush=True)
 
 

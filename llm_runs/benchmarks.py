@@ -37,6 +37,12 @@ def shipped() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def check(tasks: Sequence[str], include: str | Path | None = None) -> None:
+    """Raise BenchmarkError, as `run` would, where a task does not exist; to be known before hours of training."""
+    if tasks:
+        _find(tasks, include)
+
+
 def run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -174,6 +174,7 @@ class EvaluationConfig(_Checked):
     """What is measured before, during and after training."""
 
     at: tuple[int, ...] = _number((), at_least=0)  # steps besides the first (0) and the last
+    middle: Literal["all", "samples"] = "all"  # at those steps; "samples": only reward and KLs, for their curves
     prompts: int = _number(64, above=0)  # held-out prompts, from which the policy samples
     held_out_samples: int = _number(64, above=0)  # reference samples on held-out prompts
     held_out_pairs: int = _number(64, above=0)

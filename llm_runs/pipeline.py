@@ -6,6 +6,7 @@ import gc
 import io
 import multiprocessing
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,24 @@ from llm_runs.experiment import Experiment, LabelSet, Training
 from llm_runs.reference import margin_deviation
 from llm_runs.sampling import derived_seed
 
-STAGES = ("fetch", "reward", "sft", "sample", "label", "reference", "before", "train", "cost")
+STAGES = ("fetch", "reward", "sft", "sample", "label", "reference", "before", "train")
+
+PARTS = ("samples", "pairs", "other_texts")  # of an evaluation
 
 # What C5 compares: no reference at all, its stored log-probabilities, and the model itself at every step.
 _COSTS = (("maxpo(beta=0.1)", "none"), ("dpo(beta=0.1)", "precomputed"), ("dpo(beta=0.1)", "live"))
 
 
-def plan(experiment: Experiment, until: str = STAGES[-1], only: str = "") -> list[Step]:
-    """The steps up to and including the stage `until`; `only` keeps the trainings with that text in their name."""
+def plan(experiment: Experiment, goal: str = "run", only: str = "") -> list[Step]:
+    """The steps up to and including the stage `goal`, or all ("run"), or those that "cost" needs.
+
+    `only` keeps the trainings with that text in their name.
+    """
     config = experiment.config
-    stages = STAGES[: STAGES.index(until) + 1]
+    kinds = {
+        "run": (*STAGES, "cost") if config.cost_steps else STAGES,
+        "cost": (*STAGES[: STAGES.index("reference") + 1], "cost"),
+    }.get(goal) or STAGES[: STAGES.index(goal) + 1]
     steps = [Step(f"fetch {config.model.name} and the texts", "fetch", lambda: _fetch(experiment))]
     if config.data.preferences is None and config.reward.name == "tfidf":
         steps.append(Step("fit the ground-truth reward", "reward", lambda: _reward(experiment)))
@@ -48,12 +57,11 @@ def plan(experiment: Experiment, until: str = STAGES[-1], only: str = "") -> lis
     steps += [
         Step(f"train {one.title}", "train", partial(train, experiment, one)) for one in experiment.trainings(only)
     ]
-    if config.cost_steps or until == "cost":
-        steps += [
-            Step(f"cost of {objective}, reference {kind}", "cost", partial(_cost, experiment, objective, kind))
-            for objective, kind in _COSTS
-        ]
-    return [step for step in steps if step.kind in stages]
+    steps += [
+        Step(f"cost of {objective}, reference {kind}", "cost", partial(_cost, experiment, objective, kind))
+        for objective, kind in _COSTS
+    ]
+    return [step for step in steps if step.kind in kinds]
 
 
 def train(experiment: Experiment, one: Training) -> str | None:
@@ -65,11 +73,14 @@ def train(experiment: Experiment, one: Training) -> str | None:
     settings = _settings(config, one, objective, pairs)
     if is_complete(folder, settings):
         return None
-    evaluator = _evaluator(experiment, one.labels)
+    last = config.training.steps
+    steps = sorted({*config.evaluation.at, last} - {0})
     collected = folder / "unfinished"
 
     def evaluate(model: PreTrainedModel, step: int) -> None:
-        names = config.evaluation.benchmarks if step == config.training.steps else ()
+        parts = ("samples",) if step < last and config.evaluation.middle == "samples" else PARTS
+        evaluator = _evaluator(experiment, one.labels, parts)
+        names = config.evaluation.benchmarks if step == last else ()
         _keep(collected, step, *_evaluate(experiment, evaluator, model, step, names))
 
     model = experiment.load_reference()
@@ -85,14 +96,13 @@ def train(experiment: Experiment, one: Training) -> str | None:
         seed=one.labels.seed,
         out=folder,
         evaluate=evaluate,
-        evaluate_at={*config.evaluation.at, config.training.steps} - {0},
+        evaluate_at=steps,
     )
     if config.training.save_model:
         models.save(model, experiment.tokenizer, folder / "model")
     del model
     _free()
     before = [_read(experiment.out / "before" / f"{name}.parquet") for name in ("reference", one.labels.slug)]
-    steps = sorted({*config.evaluation.at, config.training.steps} - {0})
     evaluations = pd.concat([*before, *(_read(collected / f"evaluations-{step}.parquet") for step in steps)])
     texts = pd.concat(
         [
@@ -112,7 +122,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
     )
     shutil.rmtree(collected, ignore_errors=True)
     training.clear_checkpoints(folder)
-    return _summary(evaluations, config.training.steps)
+    return _summary(evaluations, last)
 
 
 def resolve(experiment: Experiment, objective: objectives.Objective) -> objectives.Objective:
@@ -164,6 +174,7 @@ def _fetch(experiment: Experiment) -> str | None:
         wanted.add(config.model.name)
     for name in sorted(wanted):
         assets.fetch(name)
+    benchmarks.check(config.evaluation.benchmarks, config.evaluation.benchmark_include)
     context = experiment.context
     if experiment.own_pairs:
         training_pairs, held_out = experiment.own_pairs
@@ -227,11 +238,12 @@ def _before(experiment: Experiment) -> str | None:
     model = experiment.load_reference()
     names = experiment.config.evaluation.benchmarks
     if not (folder / "reference.parquet").is_file():
-        frame, texts = _evaluate(experiment, _evaluator(experiment, None), model, 0, names)
+        evaluator = _evaluator(experiment, experiment.label_sets[0], ("samples", "other_texts"))
+        frame, texts = _evaluate(experiment, evaluator, model, 0, names)
         _write(folder / "samples.parquet", texts)
         _write(folder / "reference.parquet", frame)
     for one in labels:
-        frame = _evaluator(experiment, one, pairs_only=True).evaluate(model, 0)
+        frame = _evaluator(experiment, one, ("pairs",)).evaluate(model, 0)
         _write(folder / f"{one.slug}.parquet", frame)
     del model
     _free()
@@ -308,18 +320,19 @@ def _measure(
 # -- their parts -------------------------------------------------------------------------------------------------
 
 
-def _evaluator(experiment: Experiment, labels: LabelSet | None, pairs_only: bool = False) -> Evaluator:
-    """On all held-out data; without label set, on all but the pairs; `pairs_only`, on nothing but them."""
+def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = PARTS) -> Evaluator:
+    """On the held-out data of these parts."""
     config = experiment.config.evaluation
-    everything: dict[str, Any] = {}
-    if not pairs_only:
-        everything = {
+    data: dict[str, Any] = {}
+    if "samples" in parts:
+        data |= {
             "prompts": experiment.prompts["evaluation"],
             "reference_samples": experiment.samples("held_out_reference"),
-            "other_texts": experiment.other_texts["evaluation"],
         }
-    if labels is not None:
-        everything |= {
+    if "other_texts" in parts:
+        data["other_texts"] = experiment.other_texts["evaluation"]
+    if "pairs" in parts:
+        data |= {
             "pairs": experiment.pairs(labels, "held_out")[: config.held_out_pairs],
             "training_pairs": experiment.pairs(labels, "training")[: config.training_pairs],
         }
@@ -328,7 +341,7 @@ def _evaluator(experiment: Experiment, labels: LabelSet | None, pairs_only: bool
         experiment.load_reference,
         experiment.reference_logps,
         experiment.reward,
-        **everything,
+        **data,
         max_tokens=experiment.config.data.completion_tokens,
         config=config,
         seed=derived_seed(experiment.config.seed, "evaluation"),

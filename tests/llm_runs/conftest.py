@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ def tokenizer(tiny_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def model(tiny_folder: Path) -> PreTrainedModel:
-    """A fresh copy for each test, which may train it."""
-    return models.load_model(tiny_folder)
+def fresh_model(tiny_folder: Path) -> Callable[[], PreTrainedModel]:
+    """Makes copies of the model, which a test may train."""
+    return lambda: models.load_model(tiny_folder)
+
+
+@pytest.fixture
+def model(fresh_model: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    return fresh_model()
