@@ -75,7 +75,7 @@ def sample(world: Bandit, labels: int, data_sets: int, seed: int) -> Bandit:
     """``data_sets`` empirical worlds, each made of ``labels`` labels drawn from a world of one context."""
     preferences, compared = draws.labels(world, labels, data_sets, seed)
     reference = world.reference.squeeze(-2)
-    made = Bandit(reference, preferences.unsqueeze(-3), compared.unsqueeze(-3), rewards=world.rewards)
+    made = Bandit(reference, preferences, compared, rewards=world.rewards)
     return made.without_contexts()
 
 
