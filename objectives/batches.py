@@ -39,9 +39,29 @@ SUPPLIERS = {
     "rejected_log_collisions": "log sum_v pi(v|prefix)^2 at every token of the rejected responses, from full token distributions",
     "chosen_reference_logps": "the log-probs of the chosen responses under each of the K references, the first being the main one",
     "rejected_reference_logps": "the log-probs of the rejected responses under each of the K references, the first being the main one",
+    "win_rates": "the estimated probability that the chosen response beats the rejected one, from a preference model",
     "rewards": "a score of every candidate, from a reward model or the ground truth",
     "mismatched_logps": "the policy's log-probs of responses paired with other examples' prompts",
     "ref_mismatched_logps": "the reference policy's log-probs of responses paired with other examples' prompts",
+}
+
+# What an objective's `needs` mean: sources, and what their batches must carry.
+NEEDS = {
+    "pairs": "labelled pairs, a `PairBatch`",
+    "candidates": "K scored responses to a prompt, a `CandidateBatch`",
+    "unpaired": "single responses labelled desirable or not, an `UnpairedBatch`",
+    "reference_samples": "completions of the reference policy, sampled in advance, a `SampleBatch`",
+    "pretraining": "pretraining text, a `SampleBatch`",
+    "ref_logps": "the reference's log-probs of the responses: `ref_chosen_logps` and `ref_rejected_logps`, or `ref_logps`",
+    "lengths": "numbers of response tokens: `chosen_lengths`, `rejected_lengths`",
+    "token_logps": "log-probs of single tokens of policy and reference, with masks: `chosen_token_logps`, `chosen_mask`, ...",
+    "log_collisions": "log sum_v pi(v|prefix)^2 at every token: `chosen_log_collisions`, `rejected_log_collisions`",
+    "token_kl": "sum_t KL(pi_ref || pi) along each response of a pair: `chosen_token_kl`, `rejected_token_kl`",
+    "reference_token_kl": "sum_t KL(pi_ref || pi) along each reference sample: `token_kl`",
+    "references": "log-probs under each of K references: `chosen_reference_logps`, `rejected_reference_logps`",
+    "win_rates": "estimated probability that the chosen response beats the rejected one: `win_rates`",
+    "rewards": "a score of every candidate: `rewards` (or `targets`)",
+    "mismatched_logps": "log-probs of responses under other prompts, policy's and reference's: `mismatched_logps`, `ref_mismatched_logps`",
 }
 
 
@@ -128,6 +148,7 @@ class PairBatch(Batch):
     "token_logps": the four token_logps and both masks (..., N, T), T of chosen and rejected as they are.
     "token_kl": chosen_token_kl, rejected_token_kl. "log_collisions": both log_collisions (..., N, T).
     "references": chosen_reference_logps, rejected_reference_logps (..., N, K).
+    "win_rates": win_rates.
     chosen_keep, rejected_keep (..., N, T), optional: the tokens that sampo's draw keeps; none: it draws with torch's generator.
     """
 
@@ -155,6 +176,7 @@ class PairBatch(Batch):
     rejected_token_kl: Tensor | None = None
     chosen_reference_logps: Tensor | None = None
     rejected_reference_logps: Tensor | None = None
+    win_rates: Tensor | None = None
     chosen_keep: Tensor | None = None
     rejected_keep: Tensor | None = None
 

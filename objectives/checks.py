@@ -87,7 +87,7 @@ def _random_pairs(draw: Draw) -> PairBatch:
             f"{side}_token_kl": -draw.logps(),
             f"{side}_reference_logps": draw.logps(2),
         }
-    return PairBatch(**fields)
+    return PairBatch(win_rates=draw.uniform(0.5, 1.0), **fields)
 
 
 def _random_samples(draw: Draw) -> SampleBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from objectives.batches import NEEDS
 from objectives.registry import Description, describe, names, specs
 
 NOT_STATED = "Not stated."
@@ -32,7 +33,11 @@ def _what(description: Description) -> str:
 
 
 def _needs(description: Description) -> str:
-    return ", ".join(f"`{need}`" for need in description.needs)
+    lines = [f"- `{need}`: {NEEDS.get(need, 'see the objective')}" for need in description.needs]
+    if description.needs_on_pairs != description.needs:
+        instead = ", ".join(f"`{need}`" for need in description.needs_on_pairs)
+        lines.append(f"\nLabelled pairs can stand for them; then {instead} are enough.")
+    return "\n".join(lines)
 
 
 def _hyperparameters(description: Description) -> str:

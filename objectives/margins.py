@@ -18,6 +18,7 @@ from objectives.values import Value, per_example
 __all__ = [
     "Margin",
     "Value",
+    "against_win_rate",
     "chosen_ratio",
     "length_normalized",
     "length_normalized_adjusted",
@@ -127,3 +128,14 @@ def length_shifted(weight: Value) -> Margin:
         return reference_adjusted.value(batch, objective) + per_example(weight) * longer
 
     return Margin("length_shifted", "D + c (|w| - |l|)", value, _ones, _needs(True, True))
+
+
+def against_win_rate(ratio: Margin, beta: Value) -> Margin:
+    """One response's share of D, less what its estimated win rate P calls for: ratio - (P - 1/2)/beta."""
+
+    def value(batch: PairBatch, objective: str) -> Tensor:
+        target = (batch.require("win_rates", objective) - 0.5) / per_example(beta)
+        return ratio.value(batch, objective) - target
+
+    symbol = f"({ratio.symbol} - (P - 1/2)/beta)"
+    return Margin(f"{ratio.name}_against_win_rate", symbol, value, ratio.coefficients, ratio.needs | {"win_rates"})

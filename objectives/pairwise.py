@@ -276,18 +276,19 @@ def apo_down(beta: Positive = 0.1) -> tuple[Term, ...]:
 
 @register(
     "sppo",
-    formula="(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2",
+    formula="(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2; target='estimated': (a - (P - 1/2)/beta)^2 + (b - (1/2 - P)/beta)^2, "
+    "P the estimated win rate",
     paper="arXiv 2405.00675",
-    equation="eq. 4.7 with hard win rates",
-    defaults="beta 1e-3, the paper's",
+    equation="eq. 4.7, with hard win rates by default",
+    defaults="beta 1e-3, the paper's; target 'hard', as most libraries have it",
     optimum="least squares of log(pi/pi_ref) towards (P(y wins) - 1/2)/beta: finite for every p",
     watch="the squares are of whole log-ratios: at beta = 1e-3 the targets are +-500 nats",
-    differences="the paper's targets come from an estimated win rate, here 1 for the chosen and 0 for the rejected; trl: "
+    differences="the paper's targets come from an estimated win rate (target='estimated'), here 1 for the chosen, 0 for the rejected; trl: "
     "loss_type 'sppo_hard'",
 )
-def sppo(beta: Positive = 1e-3) -> tuple[Term, ...]:
+def sppo(beta: Positive = 1e-3, target: Literal["hard", "estimated"] = "hard") -> tuple[Term, ...]:
     """Self-play preference optimisation: each log-ratio regressed on its win rate."""
-    return (
-        pair_term("sppo", margins.chosen_ratio, links.square, offset=0.5 / beta),
-        pair_term("sppo", margins.rejected_ratio, links.square, offset=0.5 / beta),
-    )
+    ratios = (margins.chosen_ratio, margins.rejected_ratio)
+    if target == "estimated":
+        return tuple(pair_term("sppo", margins.against_win_rate(ratio, beta), links.square) for ratio in ratios)
+    return tuple(pair_term("sppo", ratio, links.square, offset=0.5 / beta) for ratio in ratios)

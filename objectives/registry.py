@@ -59,6 +59,7 @@ class Description:
     paper: str
     equation: str
     needs: tuple[str, ...]
+    needs_on_pairs: tuple[str, ...]
     hyperparameters: tuple[HyperParameter, ...]
     defaults: str
     coupled: bool
@@ -84,6 +85,7 @@ class Description:
             ("family", self.family),
             *(("made of" if i == 0 else "", part) for i, part in enumerate(self.composition)),
             ("needs", ", ".join(self.needs)),
+            ("or", ", ".join(self.needs_on_pairs) if self.needs_on_pairs != self.needs else ""),
             *(
                 ("default" if i == 0 else "", f"{h.name} = {h.default!r}  ({h.allowed})")
                 for i, h in enumerate(self.hyperparameters)
@@ -267,6 +269,7 @@ def describe(objective: str | Objective) -> Description:
         paper=joined("source"),
         equation="",
         needs=tuple(sorted(objective.needs)),
+        needs_on_pairs=tuple(sorted(objective.needs_on_pairs)),
         hyperparameters=tuple(replace(h, name=f"{part.name}.{h.name}") for part in parts for h in part.hyperparameters),
         defaults=joined("defaults"),
         coupled=any(part.coupled for part in parts),
@@ -294,6 +297,7 @@ def _describe(spec: Spec) -> Description:
         paper=spec.paper,
         equation=spec.equation,
         needs=tuple(sorted(objective.needs)),
+        needs_on_pairs=tuple(sorted(objective.needs_on_pairs)),
         hyperparameters=spec.hyperparameters,
         defaults=spec.defaults,
         coupled=any(term.coupled for term in objective.terms),

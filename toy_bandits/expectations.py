@@ -48,9 +48,9 @@ def reference_samples(problem: Bandit, log_policy: Tensor) -> SampleBatch:
 
 
 def pairs_with_tokens(problem: Bandit, log_policy: Tensor) -> PairBatch:
-    """`pairs`, with what token-level losses look at: responses of one token."""
+    """`pairs`, with what token-level losses look at (responses of one token), and the true win rates."""
     batch = pairs(problem, log_policy)
-    x = problem.shown[0]
+    x, winner, loser = problem.shown
     token_kl = (problem.reference * (problem.log_reference - log_policy)).sum(-1)[..., x]
     collisions = (2.0 * log_policy).logsumexp(-1)[..., x].unsqueeze(-1)
     ones = torch.ones_like(batch.chosen_logps).unsqueeze(-1)
@@ -66,6 +66,7 @@ def pairs_with_tokens(problem: Bandit, log_policy: Tensor) -> PairBatch:
         rejected_mask=ones,
         chosen_log_collisions=collisions,
         rejected_log_collisions=collisions,
+        win_rates=problem.preferences[..., x, winner, loser].expand_as(batch.chosen_logps),
         chosen_token_kl=token_kl,
         rejected_token_kl=token_kl,
     )

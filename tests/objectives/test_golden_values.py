@@ -53,6 +53,7 @@ def batch_of(*pairs: Pair) -> PairBatch:
         ref_rejected_logps=row(*(p.ref_l for p in pairs)),
         chosen_lengths=row(*(p.len_w for p in pairs)),
         rejected_lengths=row(*(p.len_l for p in pairs)),
+        win_rates=torch.full((len(pairs),), oracle.WIN_RATE, dtype=torch.float64),
     )
 
 

@@ -19,6 +19,7 @@ PAIR_LABELS = [
     *(name for name in objectives.names() if "pairs" in objectives.get(name).needs),
     "ipo(aggregation='mean')",
     "maxpo(temperature=20)",
+    "sppo(target='estimated')",
     "maxpo(reference_adjusted=True, length_normalized=True)",
     "slic_hf(target='chosen')",
     "chipo(clip=5)",
@@ -103,6 +104,18 @@ def test_repeating_the_batch_changes_no_mean(label: str) -> None:
     expected = objective.pair_losses(batch).mean()
     torch.testing.assert_close(objective.pair_losses(twice).mean(), expected, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(objective.pair_losses(uniform).mean(), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("label", PAIR_LABELS)
+def test_the_value_is_the_mean_of_the_pairs_losses(label: str) -> None:
+    """For objectives whose terms are all on pairs: also where several terms share a name, or pairs stand for another source."""
+    objective = objectives.parse(label)
+    batch = random_batch("pairs", 6, torch.Generator().manual_seed(1))
+    assert isinstance(batch, PairBatch)
+    samples = random_batch("reference_samples", 6, torch.Generator().manual_seed(2))
+    terms = objective.term_values({"pairs": batch, "reference_samples": samples})
+    on_pairs = sum(value for name, value in terms.items() if name != "forward_kl")
+    torch.testing.assert_close(on_pairs, objective.pair_losses(batch).mean(), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("label", PAIR_LABELS)

@@ -46,6 +46,7 @@ class Pair:
         return exp(mpf(self.l)) ** (mpf(1) / self.len_l)
 
 
+WIN_RATE = 0.75
 WORKED = Pair(-9.0, -14.5, -11.0, -13.8, 6, 9)
 
 
@@ -154,6 +155,10 @@ PAIR_LOSSES: dict[str, Callable[[Pair], mpf]] = {
         1 - against_reference(x.ratio_w * exp(mpf("-0.3")), 0.5) + against_reference(x.ratio_l * exp(mpf("-0.3")), 0.5)
     ),
     "sppo(beta=0.5)": lambda x: (log(x.ratio_w) - 1) ** 2 + (log(x.ratio_l) + 1) ** 2,
+    "sppo(beta=0.5, target='estimated')": lambda x: (
+        (log(x.ratio_w) - 2 * (mpf(WIN_RATE) - mpf("0.5"))) ** 2
+        + (log(x.ratio_l) - 2 * (mpf("0.5") - mpf(WIN_RATE))) ** 2
+    ),
     "apo_zero(beta=0.5)": lambda x: 1 - against_reference(x.ratio_w, 0.5) + against_reference(x.ratio_l, 0.5),
     "apo_down(beta=0.5)": lambda x: against_reference(x.ratio_w, 0.5) + 1 - implicit_win(x, 0.5),
     "discopop(beta=0.5, temperature=0.05)": lambda x: discopop(x, 0.5, 0.05),

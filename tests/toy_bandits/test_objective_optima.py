@@ -123,6 +123,15 @@ def test_scored_candidates(label: str) -> None:
     np.testing.assert_allclose(solution.policy.numpy(), oracle.gibbs(WIDE, REWARDS / 0.4), atol=1e-8)
 
 
+def test_sppo_with_true_win_rates_is_least_squares_towards_them() -> None:
+    """Ratios (P - 1/2)/beta where they go with probabilities that sum to 1: .2 e^t + .8 e^-t = 1 at t = ln 4, beta = .3/ln 4."""
+    beta = 0.3 / math.log(4.0)
+    problem = Bandit(reference=[0.2, 0.8], preferences=[[0.5, 0.8], [0.2, 0.5]])
+    solution = solve(problem, objectives.get("sppo", beta=beta, target="estimated"))
+    assert solution.policy.tolist() == pytest.approx([0.8, 0.2], abs=1e-9)
+    assert solution.value.item() == pytest.approx(0.0, abs=1e-15)
+
+
 def test_nca_holds_the_winners_ratio() -> None:
     """A clear winner: r = ln 2 for it, while the other response may fall: s(r_i) = t_i/(t_i + 1/K), where mass allows it.
 
