@@ -23,19 +23,17 @@ def pairs_of(log_policy: Tensor) -> Tensor:
 
 def seen_from(problem: Bandit, log_reference: Tensor, pairs: Tensor | None = None) -> Bandit:
     """The problem with another reference (..., X, A), and other compared pairs where they are given."""
-    made = Bandit(
+    return Bandit(
         log_reference.exp(),
         problem.preferences,
         problem.pairs if pairs is None else pairs,
         problem.contexts,
         problem.rewards,
     )
-    made.has_contexts = True
-    return made
 
 
 def optimum_of(problem: Bandit, objective: Objective, where: str) -> Tensor:
-    """(..., X, A): log of the objective's optimal policy.
+    """(..., X, A): log of the objective's optimal policy in a problem made by `seen_from`.
 
     Raises:
         BanditError: no minimiser exists, or none was found, so that there is nothing to go on from.
@@ -51,7 +49,7 @@ def optimum_of(problem: Bandit, objective: Objective, where: str) -> Tensor:
             else "could not be solved to full precision in this world; take a smooth objective, or another world"
         )
         raise BanditError(f"{where}: {objective.label} {reason}")
-    return solution.log_policy if problem.has_contexts else solution.log_policy.unsqueeze(-2)
+    return solution.log_policy
 
 
 def usable(log_policy: Tensor) -> bool:

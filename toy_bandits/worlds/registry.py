@@ -72,8 +72,7 @@ class Family:
 
     def build(self, world_id: str) -> World:
         """One of its worlds. Raises BanditError naming the world and the cell that is wrong."""
-        where = f"world {world_id}" if self._where.startswith("family") else f"{self._where}: world {world_id}"
-        cells = Cells.of(where, self._worlds[world_id])
+        cells = self._cells(world_id)
         described = {
             "summary": cells.text("summary"),
             "probes": self.probes,
@@ -81,12 +80,14 @@ class Family:
             "tags": self.tags_of(world_id),
         }
         own = {key: value for key, value in cells.values.items() if key not in ("summary", "tags")}
-        return build(world_id, described, Cells(where, {**self._defaults, **own}))
+        return build(world_id, described, Cells(cells.where, {**self._defaults, **own}))
 
     def tags_of(self, world_id: str) -> tuple[str, ...]:
         """The family's name and tags, then its own."""
-        own = Cells.of(f"world {world_id}", self._worlds[world_id]).texts("tags")
-        return tuple(dict.fromkeys((self.name, *self.tags, *own)))
+        return tuple(dict.fromkeys((self.name, *self.tags, *self._cells(world_id).texts("tags"))))
+
+    def _cells(self, world_id: str) -> Cells:
+        return Cells.of(f"{self._where}: world {world_id}", self._worlds[world_id])
 
 
 def names(tag: str | None = None) -> list[str]:
@@ -110,7 +111,7 @@ def get(world_id: str) -> World:
 @cache
 def _family(name: str) -> Family:
     text = (resources.files("toy_bandits.worlds") / "data" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Family(f"family {name}", yaml.load(text, _StrictLoader))
+    return Family(f"{name}.yaml", yaml.load(text, _StrictLoader))
 
 
 def load_file(path: str | Path) -> dict[str, World]:
