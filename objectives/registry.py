@@ -207,7 +207,10 @@ def _label(name: str, values: dict[str, Any], declared: dict[str, HyperParameter
 def _readable(value: Any) -> str:
     if isinstance(value, Tensor):
         return repr(value.tolist())
-    return f"{value:g}" if isinstance(value, float) else repr(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return repr(value)
 
 
 def parse(text: str) -> Objective:

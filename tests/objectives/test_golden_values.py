@@ -143,16 +143,15 @@ def test_a_pair_has_no_rewards() -> None:
 
 
 def test_bco_reference_point_is_the_weighted_mean_reward() -> None:
-    """Three examples of implicit reward 1, -1, 3 with weights .5, .25, .25: delta = 1; losses L(0), L(2), L(2)."""
+    """Three examples of implicit reward 1, -1, 3 with weights .25, .5, .25: delta = .5; losses L(.5), L(1.5), L(2.5)."""
     batch = UnpairedBatch(
         logps=row(-8.0, -12.0, -4.0),
         ref_logps=row(-10.0, -10.0, -10.0),
         desirable=torch.tensor([True, False, True]),
-        weights=row(0.5, 0.25, 0.25),
+        weights=row(0.25, 0.5, 0.25),
     )
     losses = objectives.get("bco", beta=0.5).terms[0].loss(batch)
-    soft = math.log1p(math.exp(-2.0))
-    assert losses.tolist() == pytest.approx([math.log(2), soft, soft], rel=1e-12)
+    assert losses.tolist() == pytest.approx([logistic(0.5), logistic(1.5), logistic(2.5)], rel=1e-12)
 
 
 @pytest.mark.parametrize(("drift", "z0"), [(0.8, 0.8), (-0.8, 0.0)])

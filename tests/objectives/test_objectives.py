@@ -168,6 +168,9 @@ def test_a_part_is_not_added_twice() -> None:
         "dpo(beta=0.1)",
         "ipo(tau=0.01, aggregation='mean')",
         "maxpo(beta=0.05, temperature='auto', tokens='full')",
+        "maxpo(beta=0.123456789, temperature=29.87654321)",
+        "mrpo(beta=0.1, weights=(0.25, 0.75), clip=None)",
+        "kto(beta=1e-08, z0=0)",
         "dpo(beta=0.1)+forward_kl(weight=0.1)+chosen_nll(weight=0.2, per_token=True)",
     ],
 )

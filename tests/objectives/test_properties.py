@@ -134,22 +134,83 @@ def test_a_batch_of_problems_gives_what_each_problem_gives(label: str) -> None:
         torch.testing.assert_close(together[i], alone, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "name", ["dpo", "ipo", "kto", "bco", "nca", "infonca", "exo_rw", "aot", "beta_dpo", "tdpo", "chipo"]
-)
-def test_hyperparameters_per_problem(name: str) -> None:
+def tensor_hyperparameters() -> list[tuple[str, str]]:
+    """Every (objective, hyper-parameter) that takes one value per problem."""
+    found = []
+    for name in objectives.names():
+        for parameter in objectives.describe(name).hyperparameters:
+            try:
+                parameter.check(name, torch.tensor([0.3, 0.6]))
+            except ObjectiveError:
+                continue
+            found.append((name, parameter.name))
+    return found
+
+
+def test_most_hyperparameters_take_one_value_per_problem() -> None:
+    found = set(tensor_hyperparameters())
+    assert {("dpo", "beta"), ("exo_rw", "beta_reward"), ("kto", "desirable_weight"), ("chosen_nll", "weight")} <= found
+    assert not {("cdpo", "label_smoothing"), ("chipo", "clip"), ("discopop", "temperature")} & found
+
+
+@pytest.mark.parametrize(("name", "key"), tensor_hyperparameters())
+def test_hyperparameters_per_problem(name: str, key: str) -> None:
     """A tensor of one value per problem gives what a loop over problems gives."""
-    objective = objectives.get(name)
-    source = objective.terms[0].source
-    key = objective.hyperparameters and next(iter(objective.hyperparameters))
-    values = torch.tensor([0.05, 0.5], dtype=torch.float64)
-    batches = [random_batch(source, 4, torch.Generator().manual_seed(seed)).tensors() for seed in (5, 6)]
-    kind = {"pairs": PairBatch, "candidates": CandidateBatch, "unpaired": UnpairedBatch}[source]
-    both = kind(**{field: torch.stack([tensor, batches[1][field]]) for field, tensor in batches[0].items()})
-    together = objectives.get(name, **{key: values}).terms[0].loss(both)
-    for i in range(2):
-        alone = objectives.get(name, **{key: values[i].item()}).terms[0].loss(kind(**batches[i]))
-        torch.testing.assert_close(together[i], alone, rtol=1e-12, atol=1e-13)
+    others = {"divergence": "alpha"} if (name, key) == ("fdpo", "alpha") else {}
+    values = torch.tensor([0.3, 0.6], dtype=torch.float64)
+    sources = {term.source for term in objectives.get(name, **others, **{key: 0.3}).terms}
+    drawn = [{s: random_batch(s, 4, torch.Generator().manual_seed(i)) for s in sources} for i in (5, 6)]
+    both = {}
+    for source in sources:
+        one, other = (d[source].tensors() for d in drawn)
+        both[source] = type(drawn[0][source])(**{f: torch.stack([tensor, other[f]]) for f, tensor in one.items()})
+    together = objectives.get(name, **others, **{key: values}).value(both)
+    alone = [objectives.get(name, **others, **{key: values[i].item()}).value(drawn[i]) for i in range(2)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=1e-13)
+
+
+# --- what a loss holds fixed -----------------------------------------------------------------------------------------
+
+
+def gradients(objective: objectives.Objective, batch: Batch, *names: str) -> list[Tensor]:
+    """Of the sum of the first term's losses, in the named fields."""
+    leaves = {name: batch.tensors()[name].clone().requires_grad_() for name in names}
+    losses = objective.terms[0].loss(replace(batch, **leaves))
+    return list(torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True))
+
+
+def test_reference_points_are_not_trained_through() -> None:
+    """bco's and kto's gradients are those with the reference point given as a number; mismatched log-probs get none."""
+    batch = random_batch("unpaired", 6, torch.Generator().manual_seed(0))
+    assert isinstance(batch, UnpairedBatch)
+    ratios = batch.logps - batch.require("ref_logps", "test")
+    fixed = objectives.get("bco", beta=0.1, delta=0.1 * ratios.mean().item())
+    (ours,), (expected,) = gradients(objectives.get("bco", beta=0.1), batch, "logps"), gradients(fixed, batch, "logps")
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
+    raised = replace(batch, ref_mismatched_logps=batch.require("mismatched_logps", "test") - 2.0)
+    ours, mismatched = gradients(objectives.get("kto", beta=0.1), raised, "logps", "mismatched_logps")
+    (expected,) = gradients(objectives.get("kto", beta=0.1, z0=2.0), raised, "logps")
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
+    assert not mismatched.any()
+
+
+def test_weights_and_drifts_that_carry_no_gradient() -> None:
+    batch = random_batch("pairs", 6, torch.Generator().manual_seed(1))
+    assert isinstance(batch, PairBatch)
+    wpo = gradients(objectives.get("wpo"), batch, "chosen_logps", "chosen_token_logps", "rejected_log_collisions")
+    assert [bool(gradient.any()) for gradient in wpo] == [True, False, False]
+    tdpo = gradients(objectives.get("tdpo"), batch, "rejected_token_kl", "chosen_token_kl")
+    assert [bool(gradient.any()) for gradient in tdpo] == [True, False]
+
+
+def test_the_adapted_beta_carries_no_gradient() -> None:
+    """d loss/d p_w = -beta' s(-beta' D): nothing by way of the mean that beta' follows."""
+    batch = random_batch("pairs", 6, torch.Generator().manual_seed(2))
+    assert isinstance(batch, PairBatch)
+    margin = objectives.margins.reference_adjusted.value(batch, "test")
+    beta = 0.1 * (1 + 0.01 * margin.mean().item())
+    (ours,) = gradients(objectives.get("beta_dpo", beta=0.1, alpha=0.01), batch, "chosen_logps")
+    torch.testing.assert_close(ours, -beta * torch.sigmoid(-beta * margin), rtol=1e-10, atol=1e-14)
 
 
 def graph_size(losses: Tensor) -> int:
