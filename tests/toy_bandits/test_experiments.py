@@ -103,6 +103,8 @@ def test_sampled_worlds_hold_as_many_labels_as_asked_and_are_reproducible() -> N
     counts = data.label_weights * 50
     np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
     np.testing.assert_allclose(counts.sum((-3, -2, -1)), 50)
+    many = sample(worlds.chain(0.8), 20_000, 1, seed=3)
+    torch.testing.assert_close(many.label_weights[0], worlds.chain(0.8).label_weights, atol=0.015, rtol=0)  # 4 s.e.
     torch.testing.assert_close(sample(worlds.chain(0.8), 50, 20, seed=3).label_weights, data.label_weights)
     assert not torch.equal(sample(worlds.chain(0.8), 50, 20, seed=4).label_weights, data.label_weights)
 

@@ -266,3 +266,26 @@ def test_a_fall_that_rounding_hides_is_still_called_divergence() -> None:
     solution = solve(Bandit([0.3, 0.7], [[0.5, 1.0], [0.0, 0.5]]), custom(loss))
     assert solution.status == "diverges"
     np.testing.assert_array_equal(solution.policy, [1.0, 0.0])
+
+
+def test_further_starts_never_move_tied_sets_against_each_other() -> None:
+    """Savage's link is not convex, so several starts are tried; the third action still stays where the given start put it."""
+    problem = Bandit(
+        [0.2, 0.5, 0.3], [[0.5, 0.8, 0.5], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]], [[0, 1.0, 0], [1.0, 0, 0], [0, 0, 0]]
+    )
+    start = torch.tensor([0.4, -0.8, 3.0], dtype=torch.float64)
+    solution = solve(problem, objectives.get("gpo", beta=0.5, link="savage"), start)
+    assert solution.status == "not_unique"
+    offset = solution.logits[:2].mean() - solution.logits[2]
+    assert float(offset) == pytest.approx(-0.2 - 3.0, abs=1e-9)
+    margin = 2 * np.log(4.0) + np.log(0.2 / 0.5)  # beta D = logit .8
+    assert float(solution.logits[0] - solution.logits[1]) == pytest.approx(margin, rel=1e-8)
+
+
+def test_a_plateau_that_ends_in_a_rise_is_not_called_divergence() -> None:
+    def loss(batch: PairBatch) -> Tensor:
+        margin = batch.chosen_logps - batch.rejected_logps
+        return torch.sigmoid(-margin) + 1e-3 * torch.relu(margin - 300.0)
+
+    solution = solve(Bandit([0.5, 0.5], [[0.5, 1.0], [0.0, 0.5]]), custom(loss))
+    assert solution.status not in ("diverges", "converged")
