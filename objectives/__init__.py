@@ -23,7 +23,7 @@ from objectives import (  # noqa: F401
     tokens,
     unpaired,
 )
-from objectives.regularisers import chosen_nll, forward_kl, pretraining
+from objectives.regularisers import chosen_nll, forward_kl, pretraining, reverse_kl
 
 __all__ = [
     "Batch",
@@ -55,5 +55,6 @@ __all__ = [
     "parse",
     "pretraining",
     "register",
+    "reverse_kl",
     "stop_gradient",
 ]

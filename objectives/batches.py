@@ -27,6 +27,7 @@ SUPPLIERS = {
     "rejected_lengths": "the number of response tokens of each rejected response",
     "lengths": "the number of tokens of each sample",
     "token_kl": "the sum over tokens of KL(pi_ref(.|prefix) || pi(.|prefix)), from stored reference token distributions",
+    "policy_kl": "the sum over tokens of KL(pi(.|prefix) || pi_ref(.|prefix)) along a sample of the policy, from full token distributions",
     "chosen_token_kl": "sum_t KL(pi_ref(.|prefix) || pi(.|prefix)) along each chosen response, from full token distributions",
     "rejected_token_kl": "sum_t KL(pi_ref(.|prefix) || pi(.|prefix)) along each rejected response, from full token distributions",
     "chosen_token_logps": "the policy's log-prob of every token of the chosen responses (a trainer that keeps token log-probs)",
@@ -52,12 +53,14 @@ NEEDS = {
     "unpaired": "single responses labelled desirable or not, an `UnpairedBatch`",
     "reference_samples": "completions of the reference policy, sampled in advance, a `SampleBatch`",
     "pretraining": "pretraining text, a `SampleBatch`",
+    "rollouts": "samples of the policy itself, drawn while training, a `SampleBatch`",
     "ref_logps": "the reference's log-probs of the responses: `ref_chosen_logps` and `ref_rejected_logps`, or `ref_logps`",
     "lengths": "numbers of response tokens: `chosen_lengths`, `rejected_lengths`",
     "token_logps": "log-probs of single tokens of policy and reference, with masks: `chosen_token_logps`, `chosen_mask`, ...",
     "log_collisions": "log sum_v pi(v|prefix)^2 at every token: `chosen_log_collisions`, `rejected_log_collisions`",
     "token_kl": "sum_t KL(pi_ref || pi) along each response of a pair: `chosen_token_kl`, `rejected_token_kl`",
     "reference_token_kl": "sum_t KL(pi_ref || pi) along each reference sample: `token_kl`",
+    "policy_kl": "sum_t KL(pi || pi_ref) along each rollout: `policy_kl`",
     "references": "log-probs under each of K references: `chosen_reference_logps`, `rejected_reference_logps`",
     "win_rates": "estimated probability that the chosen response beats the rejected one: `win_rates`",
     "rewards": "a score of every candidate: `rewards` (or `targets`)",
@@ -225,11 +228,12 @@ def _stack(first: Tensor | None, second: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleBatch(Batch):
-    """Samples without a label: completions of the reference policy, or pretraining text. Every field (..., N)."""
+    """Samples without a label: completions of the reference policy or of the policy itself, or pretraining text. Every field (..., N)."""
 
     logps: Tensor
     lengths: Tensor | None = None
     token_kl: Tensor | None = None
+    policy_kl: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

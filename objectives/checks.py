@@ -91,7 +91,9 @@ def _random_pairs(draw: Draw) -> PairBatch:
 
 
 def _random_samples(draw: Draw) -> SampleBatch:
-    return SampleBatch(logps=draw.logps(), lengths=draw.uniform(4.0, 12.0).round(), token_kl=-draw.logps())
+    return SampleBatch(
+        logps=draw.logps(), lengths=draw.uniform(4.0, 12.0).round(), token_kl=-draw.logps(), policy_kl=-draw.logps()
+    )
 
 
 def _random_candidates(draw: Draw) -> CandidateBatch:
@@ -112,6 +114,7 @@ BUILDERS: dict[str, Callable[[Draw], Batch]] = {
     "pairs": _random_pairs,
     "reference_samples": _random_samples,
     "pretraining": _random_samples,
+    "rollouts": _random_samples,
     "candidates": _random_candidates,
     "unpaired": _random_unpaired,
 }
@@ -126,7 +129,7 @@ def _differentiable(batch: Batch) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in batch.tensors().items()
-        if name.endswith(("logps", "token_kl")) and not name.startswith("ref_") and "reference" not in name
+        if name.endswith(("logps", "_kl")) and not name.startswith("ref_") and "reference" not in name
     }
 
 
@@ -182,9 +185,9 @@ def _extreme_batch(source: str, dtype: torch.dtype) -> Batch:
     fields = {
         name: extremes[torch.randint(len(EXTREMES), tensor.shape, generator=generator)].to(dtype)
         for name, tensor in template.tensors().items()
-        if name.endswith(("logps", "token_kl"))
+        if name.endswith(("logps", "_kl"))
     }
-    fields |= {name: -value for name, value in fields.items() if name.endswith("token_kl")}
+    fields |= {name: -value for name, value in fields.items() if name.endswith("_kl")}
     if source == "pairs":
         fields |= {name: grid[:, i].to(dtype) for i, name in enumerate(main)}
     return replace(template, **fields)
@@ -230,7 +233,7 @@ def _at_reference(source: str, seed: int) -> Batch:
     fields = batch.tensors()
     fields |= {n: moved[n] for n in fields if n.endswith("logps") and "token" not in n}
     fields |= {f"ref_{n}": tensor for n, tensor in fields.items() if f"ref_{n}" in fields}
-    fields |= {n: torch.zeros_like(tensor) for n, tensor in fields.items() if n.endswith("token_kl")}
+    fields |= {n: torch.zeros_like(tensor) for n, tensor in fields.items() if n.endswith("_kl")}
     fields |= {n.replace("chosen", "rejected"): fields[n] for n in ("chosen_lengths", "chosen_mask") if n in fields}
     return replace(batch, **fields)
 

@@ -100,6 +100,26 @@ def _pretraining(weight: NonNegative = 0.1) -> Term:
     return pretraining_term(weight)
 
 
+@register(
+    "reverse_kl",
+    family=FAMILY,
+    formula="sum_t KL(pi(.|prefix) || pi_ref(.|prefix)) along y ~ pi",
+    paper="standard",
+    equation="the KL term of RLHF, e.g. arXiv 2203.02155",
+    defaults="weight 0.1, a usual strength",
+    optimum="pi_ref; with expected reward r, pi_ref exp(r/weight)/Z",
+    watch="needs samples of the policy while training (a bandit enumerates them). Bounded on finitely many actions, so it does not keep "
+    "dpo with beta < 1 finite at p = 1. On sequences the gradient by way of the drawn prefixes is left out",
+)
+def _reverse_kl(weight: NonNegative = 0.1) -> Term:
+    """Reverse KL(pi || pi_ref) on samples of the policy, its expectation over each next token taken exactly."""
+
+    def loss(batch: SampleBatch) -> Tensor:
+        return batch.require("policy_kl", "reverse_kl")
+
+    return Term("reverse_kl", "rollouts", loss, weight, frozenset({"policy_kl"}))
+
+
 def forward_kl(weight: Value = 0.1, tokens: str = "sampled") -> Objective:
     """``get("forward_kl", ...)``: forward KL on reference samples, to be added to an objective. Raises ObjectiveError as `get` does."""
     return get("forward_kl", weight=weight, tokens=tokens)
@@ -115,4 +135,9 @@ def pretraining(weight: Value = 0.1) -> Objective:
     return get("pretraining", weight=weight)
 
 
-__all__: list[Any] = ["chosen_nll", "forward_kl", "pretraining"]
+def reverse_kl(weight: Value = 0.1) -> Objective:
+    """``get("reverse_kl", ...)``: reverse KL on rollouts, to be added to an objective. Raises ObjectiveError as `get` does."""
+    return get("reverse_kl", weight=weight)
+
+
+__all__: list[Any] = ["chosen_nll", "forward_kl", "pretraining", "reverse_kl"]

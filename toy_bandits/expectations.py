@@ -101,11 +101,24 @@ def unpaired(problem: Bandit, log_policy: Tensor) -> UnpairedBatch:
     )
 
 
+def rollouts(problem: Bandit, log_policy: Tensor) -> SampleBatch:
+    """Every action with weight rho(x) pi(a|x): what the policy itself would do, and its KL from the reference in that context."""
+    policy = log_policy.exp()
+    policy_kl = (policy * (log_policy - problem.log_reference)).sum(-1, keepdim=True)
+    return SampleBatch(
+        logps=log_policy.flatten(-2),
+        lengths=torch.ones_like(log_policy).flatten(-2),
+        policy_kl=policy_kl.expand_as(log_policy).flatten(-2),
+        weights=(problem.contexts.unsqueeze(-1) * policy).detach().flatten(-2),
+    )
+
+
 SUPPLIERS: dict[str, Supplier] = {
     "pairs": pairs_with_tokens,
     "reference_samples": reference_samples,
     "candidates": candidates,
     "unpaired": unpaired,
+    "rollouts": rollouts,
 }
 
 

@@ -38,7 +38,7 @@ WORKED_NUMBERS = {
     "fdpo(beta=0.5, divergence='alpha', alpha=0.5)": 0.299751,
 }
 # Objectives whose inputs are not whole responses of pairs have tests of their own below.
-OTHER_INPUTS = {"exo_rw", "wpo", "tdpo", "ld_dpo", "sampo", "mrpo", "forward_kl", "pretraining"}
+OTHER_INPUTS = {"exo_rw", "wpo", "tdpo", "ld_dpo", "sampo", "mrpo", "forward_kl", "pretraining", "reverse_kl"}
 
 
 def row(*values: float) -> torch.Tensor:

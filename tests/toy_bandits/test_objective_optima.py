@@ -123,6 +123,21 @@ def test_scored_candidates(label: str) -> None:
     np.testing.assert_allclose(solution.policy.numpy(), oracle.gibbs(WIDE, REWARDS / 0.4), atol=1e-8)
 
 
+def test_reverse_kl_against_a_scalar_search() -> None:
+    """maxpo's bounded pair loss with the reverse KL, two actions: minimise -s(d) p - s(-d) (1-p) + .2 KL(pi || pi_ref) by scanning."""
+    p, q, weight = 0.9, 0.3, 0.2
+    problem = Bandit(reference=[q, 1 - q], preferences=[[0.5, p], [1 - p, 0.5]])
+    solution = solve(problem, objectives.get("maxpo", beta=0) + objectives.reverse_kl(weight=weight))
+    x = np.linspace(1e-6, 1 - 1e-6, 2_000_001)  # s(log x - log(1 - x)) is x itself
+    values = -p * x - (1 - p) * (1 - x) + weight * (x * np.log(x / q) + (1 - x) * np.log((1 - x) / (1 - q)))
+    assert solution.policy[0].item() == pytest.approx(x[values.argmin()], abs=1e-6)
+    assert solution.value.item() == pytest.approx(values.min(), abs=1e-10)
+    # The derivative vanishes at logit x = logit q + (2p - 1)/weight.
+    assert logit(solution.policy[0].item()) == pytest.approx(logit(q) + (2 * p - 1) / weight, abs=1e-8)
+    alone = solve(problem, objectives.reverse_kl(weight=1.0))
+    assert alone.policy.tolist() == pytest.approx([q, 1 - q], abs=1e-9)
+
+
 def test_sppo_with_true_win_rates_is_least_squares_towards_them() -> None:
     """Ratios (P - 1/2)/beta where they go with probabilities that sum to 1: .2 e^t + .8 e^-t = 1 at t = ln 4, beta = .3/ln 4."""
     beta = 0.3 / math.log(4.0)
