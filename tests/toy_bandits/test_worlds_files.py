@@ -10,6 +10,7 @@ import yaml
 
 from toy_bandits import BanditError, worlds
 from toy_bandits.__main__ import main
+from toy_bandits.worlds.page import EXAMPLE
 
 GOOD: dict[str, Any] = {
     "summary": "three actions in order",
@@ -34,6 +35,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert list(found) == ["mine/7"] and world.tags == ("mine", "all", "own") and world.fact == "F2"
     assert world.problem.preferences[0, 0, 2].item() == pytest.approx(0.9 * 0.9 + 0.1 * 0.1)
     assert world.settings["label_noise"] == 0.1  # a default of the family
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(EXAMPLE, encoding="utf-8")
+    found = worlds.load_file(path)
+    assert [tuple(world.problem.reference.shape) for world in found.values()] == [(1, 4), (20, 3, 6)]
+    assert found["mine/0"].problem.pairs[0, 3].sum() == 0
 
 
 def test_numbers_may_be_written_as_yaml_reads_texts(tmp_path: Path) -> None:

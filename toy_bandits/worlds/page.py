@@ -31,7 +31,34 @@ same world without label noise and with infinite data, by which a policy is judg
 `python -m toy_bandits worlds partial_support/0` describes one with its numbers, `worlds.load_file("mine.yaml")` reads your own.
 """
 
-CELLS_HEAD = """## Worlds of your own
+EXAMPLE = """\
+family: mine
+probes: Does a noisy favourite hold its lead?
+facts: [F2, F6]
+tags: [own]
+defaults:
+  rewards: falling
+  preferences: {bradley_terry: {scale: 0.5}}
+worlds:
+  0:
+    summary: four actions, the last of them never compared
+    reference: [0.1, 0.2, 0.3, 0.4]
+    pairs: [[0, 1], [1, 2], [0, 2]]
+    tags: [off_support]
+  1:
+    summary: six actions in three contexts, 50 labels per context, 20 data sets
+    actions: 6
+    contexts: 3
+    reference: {normal: {scale: 1.0, seed: 1}}
+    connected: true
+    label_noise: 0.1
+    labels: {count: 50, data_sets: 20, seed: 2}
+"""
+
+CELLS_HEAD = f"""## Worlds of your own
+
+```yaml
+{EXAMPLE}```
 
 A YAML file with one family: `family`, `probes`, `facts`, `tags`, `defaults` (cells that its worlds share) and `worlds`, which maps
 numbers to worlds. A world has a `summary`, `tags`, and these cells; `reference`, `rewards` and `preferences` are needed, the others
