@@ -57,9 +57,11 @@ def index() -> str:
         "a = p_w - log pi_ref(w|x), b the same for l; D = a - b; d = p_w - p_l; \\|w\\|, \\|l\\| lengths in tokens; s = sigmoid; "
         "L(z) = -log s(z); sg = stop-gradient."
     )
+    needs = "\n".join(f"- `{need}`: {text}" for need, text in NEEDS.items())
     return (
         "# Objectives\n\nWritten by `python -m objectives docs` from the registry.\n\n"
-        f"{notation}\n\n| family | name | needs | summary |\n|---|---|---|---|\n{table}\n"
+        f"{notation}\n\n| family | name | needs | summary |\n|---|---|---|---|\n{table}\n\n"
+        f"## What the needs mean\n\n{needs}\n\nEvery batch may carry `weights`, a probability per example; without them all weigh alike.\n"
     )
 
 

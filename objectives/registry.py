@@ -1,25 +1,23 @@
 """The one registry: names to factories, with what a reader needs to know about each.
 
-A third party registers with the decorator, or by an entry point of the group ``preference_objectives`` that names a module (or a
-callable) which does.
+A third party registers with the decorator, in a module that an entry point of the group ``preference_objectives`` names, or in a file
+that the environment variable ``PREFERENCE_OBJECTIVES_PLUGINS`` names.
 """
 
 from __future__ import annotations
 
 import ast
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from typing import Any
 
 from torch import Tensor
 
+from objectives import third_parties
 from objectives.domains import HyperParameter, hyperparameters, unknown_name
 from objectives.errors import ObjectiveError
 from objectives.terms import Objective, Part, Term
 
-ENTRY_POINT_GROUP = "preference_objectives"
 Factory = Callable[..., Term | tuple[Term, ...]]
 COUPLING = (
     "an example's loss depends on its whole batch, by means under the batch's weights: exact where the batch is the whole distribution "
@@ -100,7 +98,7 @@ class Description:
 
 
 _specs: dict[str, Spec] = {}
-_entry_points_loaded = False
+_third_parties_loaded = False
 
 
 def register(
@@ -145,17 +143,19 @@ def register(
 
 
 def specs() -> dict[str, Spec]:
-    """Everything registered, entry points included, by name."""
-    global _entry_points_loaded
-    if not _entry_points_loaded:
-        _entry_points_loaded = True
-        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-            try:
-                entry_point.load()
-            except Exception as error:  # a broken third party must not take the others down
-                warnings.warn(
-                    f"objectives of {entry_point.name!r} ({entry_point.value}) are missing: {error}", stacklevel=3
-                )
+    """Everything registered, third parties' included, by name.
+
+    Raises:
+        ObjectiveError: a third party's file cannot be loaded.
+    """
+    global _third_parties_loaded
+    if not _third_parties_loaded:
+        _third_parties_loaded = True
+        try:
+            third_parties.load()
+        except ObjectiveError:
+            _third_parties_loaded = False  # so that the next call says it again
+            raise
     return dict(sorted(_specs.items()))
 
 

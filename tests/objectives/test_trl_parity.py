@@ -325,3 +325,16 @@ def test_kto_trainer(loss_type: str, z0: float | None) -> None:
     assert_same(objective.value({"unpaired": batch}), theirs, tokens.policy)
     if z0 is None:
         assert trainer._metrics["train"]["kl"][0] > 0.1
+
+
+def test_difference_rpo_sums_with_beta_where_libraries_take_the_token_mean() -> None:
+    """trl mixes loss types: sigmoid plus eta times sft is rpo with aggregation='mean', for responses of one length."""
+    tokens = Tokens.random(12)
+    even = Tokens(tokens.policy, tokens.reference, torch.ones_like(tokens.mask), tokens.collisions)
+    mixed = trl_dpo(even, "sigmoid", 0.3, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 0.4])
+    by_mean, by_sum = (
+        objectives.get("rpo", beta=0.3, eta=0.4, aggregation=how).value({"pairs": even.pairs()})
+        for how in ("mean", "sum")
+    )
+    assert_same(by_mean, mixed, tokens.policy)
+    assert abs(by_sum.item() - mixed.item()) > 1e-2
