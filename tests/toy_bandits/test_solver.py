@@ -9,8 +9,8 @@ from oracles import bandit_closed_forms as oracle
 from torch import Tensor
 
 import objectives
-from objectives import PairBatch
-from objectives.terms import Objective, Part, Term
+from objectives import PairBatch, links, margins
+from objectives.terms import Objective, Part, Term, pair_term
 from toy_bandits import Bandit, BanditError, solve
 from toy_bandits.expectations import batches
 
@@ -269,17 +269,25 @@ def test_a_fall_that_rounding_hides_is_still_called_divergence() -> None:
 
 
 def test_further_starts_never_move_tied_sets_against_each_other() -> None:
-    """Savage's link is not convex, so several starts are tried; the third action still stays where the given start put it."""
-    problem = Bandit(
-        [0.2, 0.5, 0.3], [[0.5, 0.8, 0.5], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]], [[0, 1.0, 0], [1.0, 0, 0], [0, 0, 0]]
+    """The better valley of the margin is found from another start; the third action, in no pair, stays where the given one put it."""
+    link = links.Link(
+        name="test_double_well",
+        value=lambda z: (z**2 - 1) ** 2 - 0.2 * z,
+        first=lambda z: 4 * z**3 - 4 * z - 0.2,
+        second=lambda z: 12 * z**2 - 4,
+        slope_plus=float("inf"),
+        slope_minus=float("inf"),
+        convex=False,
     )
-    start = torch.tensor([0.4, -0.8, 3.0], dtype=torch.float64)
-    solution = solve(problem, objectives.get("gpo", beta=0.5, link="savage"), start)
+    term = pair_term("test_double_well", margins.plain, link)
+    objective = Objective((Part("test_double_well", "test_double_well()", {}, (term,), lambda: objective),))
+    win = [[0.5, 1.0, 0.5], [0.0, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    problem = Bandit([0.2, 0.5, 0.3], win, [[0, 1.0, 0], [1.0, 0, 0], [0, 0, 0]])
+    solution = solve(problem, objective, [-0.5, 0.5, 3.0])
     assert solution.status == "not_unique"
-    offset = solution.logits[:2].mean() - solution.logits[2]
-    assert float(offset) == pytest.approx(-0.2 - 3.0, abs=1e-9)
-    margin = 2 * np.log(4.0) + np.log(0.2 / 0.5)  # beta D = logit .8
-    assert float(solution.logits[0] - solution.logits[1]) == pytest.approx(margin, rel=1e-8)
+    assert solution.certificate.minima == 2
+    best = np.roots([4.0, 0.0, -4.0, -0.2]).real.max()
+    np.testing.assert_allclose(solution.log_policy, oracle.log_softmax(np.array([best / 2, -best / 2, 3.0])), atol=1e-9)
 
 
 def test_a_plateau_that_ends_in_a_rise_is_not_called_divergence() -> None:
