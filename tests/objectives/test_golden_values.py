@@ -234,6 +234,11 @@ def test_wpo_against_mpmath() -> None:
     assert objectives.get("wpo", beta=1.0).pair_losses(TOKENS).item() == pytest.approx(float(expected), rel=1e-12)
 
 
+def test_wpo_weight_is_at_most_one() -> None:
+    likely = PairBatch(**TOKENS.tensors() | {"chosen_log_collisions": row(-9, -9, -9, 0).unsqueeze(0)})
+    assert objectives.get("wpo", beta=1.0).pair_losses(likely).item() == pytest.approx(logistic(1.5), rel=1e-12)
+
+
 def test_sampo_draws_as_many_tokens_as_the_shorter_response_has() -> None:
     """Two of the chosen response's ratios .5, 1, -.5 and both of the rejected's: margins 1.5 + .5, .5 - .5 + .5 or 1 - .5 + .5."""
     torch.manual_seed(0)

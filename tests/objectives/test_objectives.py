@@ -70,6 +70,15 @@ def test_full_token_forward_kl_takes_the_kl_and_not_the_log_probs() -> None:
         objective.value({"reference_samples": samples(-3.0)})
 
 
+def test_reverse_kl_takes_the_policys_kl_of_rollouts() -> None:
+    batch = samples(-3.0, -5.0, policy_kl=torch.tensor([0.2, 0.6], dtype=torch.float64))
+    assert objectives.reverse_kl(weight=0.5).value({"rollouts": batch}).item() == pytest.approx(0.2)
+    with pytest.raises(
+        ObjectiveError, match=r"reverse_kl needs SampleBatch\.policy_kl: .* along a sample of the policy"
+    ):
+        objectives.reverse_kl().value({"rollouts": samples(-3.0)})
+
+
 def test_hyperparameters_per_problem_give_what_a_loop_over_problems_gives() -> None:
     beta = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
     chosen = torch.tensor([[-1.0, -2.0], [-3.0, -0.5], [-0.1, -4.0]], dtype=torch.float64)
