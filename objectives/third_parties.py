@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import warnings
+import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -37,7 +38,10 @@ def _load_file(path: Path) -> None:
     where = f"{FILES_VARIABLE}: {path}"
     if not path.is_file():
         raise ObjectiveError(f"{where}: no such file (from {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(f"preference_objectives_plugin_{path.stem}", path)
+    name = f"preference_objectives_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    if name in sys.modules:
+        return  # loaded before another file failed
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ObjectiveError(f"{where}: not a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -138,9 +138,10 @@ def install(wheel_folder: Path, target: Path, source: str) -> None:
     )
 
 
-def run(target: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in the repository, with the outside package installed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(target), str(ROOT))), "OMP_NUM_THREADS": "1"}
+def run(target: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python in the repository, with what is installed in ``target``."""
+    path = os.pathsep.join((str(target), str(ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -176,3 +177,56 @@ def test_a_broken_third_party_is_reported_and_harms_no_other(tmp_path: Path) -> 
     assert listed.returncode == 0
     assert "maxpo" in listed.stdout
     assert "objectives of 'outside' (outside_objective) are missing: No module named" in listed.stderr
+
+
+PLUGIN = """
+import objectives
+
+@objectives.register("{name}", formula="d squared")
+def made(beta: objectives.Positive = 1.0):
+    \"\"\"From a file.\"\"\"
+    return objectives.pair_term("{name}", objectives.margins.plain, objectives.links.square, scale=beta)
+"""
+
+
+def test_files_that_the_variable_names(tmp_path: Path) -> None:
+    for folder in ("one", "two"):  # two files of one name
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(PLUGIN.format(name=f"from_{folder}"))
+    files = os.pathsep.join(str(tmp_path / folder / "mine.py") for folder in ("one", "two"))
+    listed = run(tmp_path, "-m", "objectives", "list", PREFERENCE_OBJECTIVES_PLUGINS=files)
+    assert "from_one" in listed.stdout
+    assert "from_two" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("import objectives\nobjectives.nothing", "AttributeError: module 'objectives' has no attribute 'nothing'"),
+        (PLUGIN.format(name="dpo"), "ObjectiveError: an objective 'dpo' is already registered"),
+        (PLUGIN.format(name="bad-name"), "an objective's name must be an identifier"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_each_time(tmp_path: Path, content: str | None, message: str) -> None:
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text(PLUGIN.format(name="good"))
+    if content is not None:
+        bad.write_text(content)
+    files = os.pathsep.join((str(good), str(bad)))
+    listed = run(tmp_path, "-m", "objectives", "list", PREFERENCE_OBJECTIVES_PLUGINS=files)
+    assert listed.returncode == 2
+    assert listed.stderr.startswith(f"error: PREFERENCE_OBJECTIVES_PLUGINS: {bad}: ")
+    assert message in listed.stderr
+    assert listed.stderr.count("\n") == 1
+    again = """
+import objectives
+for _ in range(2):
+    try:
+        objectives.names()
+    except objectives.ObjectiveError as error:
+        print(error)
+"""
+    lines = run(tmp_path, "-c", again, PREFERENCE_OBJECTIVES_PLUGINS=files).stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
