@@ -91,12 +91,18 @@ def train(
     stored: ReferenceLogps | None = None
     if from_reference & objective.needs:
         stored = reference() if callable(reference) else reference
-    data = Microbatches(objective.needs, pairs, reference_samples, pretraining, stored, config, seed)
+    data = Microbatches(objective.needs_on_pairs, pairs, reference_samples, pretraining, stored, config, seed)
     _check_lengths(model, data)
     if data.passes.get("reference_samples", 0) > 1:
         warnings.warn(
             f"each reference sample is used {data.passes['reference_samples']:.1f} times; more than one pass memorises them: "
             "raise reference.samples, or lower training.steps or training.reference_batch_size",
+            stacklevel=2,
+        )
+    if any(term.coupled for term in objective.terms) and data.per_step > 1:
+        warnings.warn(
+            f"{objective.label} takes means over its batch, which here are over {config.micro_batch_size} pairs: "
+            "let training.micro_batch_size be training.batch_size for means over the whole batch",
             stacklevel=2,
         )
     checkpoints = out / "checkpoints"
@@ -167,7 +173,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
         logits = completion_logits(model, sequences)
         logps = token_logps(logits, sequences).sum(-1)
         lengths = sequences.lengths
-        needs = self.objective.needs
+        needs = self.objective.needs_on_pairs
         batches: dict[str, objectives.Batch] = {}
         if "pairs" in needs:
             chosen, rejected = rows["chosen"], rows["rejected"]

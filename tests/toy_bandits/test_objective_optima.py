@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from oracles import objective_optima as oracle
 
 import objectives
 from toy_bandits import Bandit, solve
-
-sys.path.append(str(Path(__file__).parents[1]))
-from oracles import objective_optima as oracle
 
 REFERENCE = (0.3, 0.7)
 
