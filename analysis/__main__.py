@@ -1,4 +1,4 @@
-"""Command line: ``python -m analysis claims``."""
+"""Command line: ``python -m analysis``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 from analysis.claims import CLAIMS
 from analysis.claims.table import explain, render
 from analysis.evidence import Evidence
-from analysis.records import RecordError
+from analysis.records import RecordError, copy_run, find_runs
 
 DEFAULT = "out"
+TEXTS = "samples"  # the table of prompts and completions
 EXAMPLES = """\
 examples:
   python -m analysis claims                         the verdicts from the records in out/
   python -m analysis claims out/bandits out/language_model     from several folders
   python -m analysis claims --explain C3            the reasoning behind one verdict
   python -m analysis claims --format markdown > claims.md
+  python -m analysis export out --out records       the records without texts, small enough to publish
 """
 
 
@@ -45,15 +47,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     claims.add_argument(
         "--format", choices=("text", "markdown", "csv"), default="text", help="of the table (default: text)"
     )
+    export = commands.add_parser(
+        "export",
+        help="copy the records of a folder without their texts",
+        description="Copy every record below FOLDER into DIR, without the table of text samples (prompts belong to others).",
+    )
+    export.add_argument("folder", metavar="FOLDER", type=Path)
+    export.add_argument("--out", metavar="DIR", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
-        _claims(options.folders, options.explain, options.format)
+        if options.command == "export":
+            _export(options.folder, options.out)
+        else:
+            _claims(options.folders, options.explain, options.format)
     except (RecordError, _UnknownClaim) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough
         return 0
     return 0
+
+
+def _export(source: Path, out: Path) -> None:
+    runs, skipped = find_runs(source)
+    for line in skipped:
+        print(line, file=sys.stderr)
+    for run in runs:
+        copy_run(run, out / run.folder.relative_to(source), without=(TEXTS,))
+    print(f"{len(runs)} records copied to {out}")
 
 
 class _UnknownClaim(ValueError):

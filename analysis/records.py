@@ -22,7 +22,7 @@ import platform
 import re
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -224,6 +224,22 @@ def find_runs(folder: str | os.PathLike[str]) -> tuple[list[Run], list[str]]:
         elif any(name in files for name in _RUN_TABLES):
             skipped.append(f"skipped {root}: has tables but no {MANIFEST}; the run was interrupted")
     return sorted(runs, key=lambda run: str(run.folder)), sorted(skipped)
+
+
+def copy_run(run: Run, folder: str | os.PathLike[str], without: Collection[str] = ()) -> Path:
+    """Copy a finished run into ``folder``, leaving out the tables ``without``; the rest stays byte for byte what it was.
+
+    Raises:
+        RecordError: a table of the run is missing or changed, or the file system refused.
+    """
+    folder = Path(folder)
+    kept = {name: entry for name, entry in run.manifest["tables"].items() if name not in without}
+    for name, entry in kept.items():
+        content = _read_bytes(_table_path(run.folder, name))
+        _verify(_table_path(run.folder, name), hashlib.sha256(content).hexdigest(), entry["sha256"])
+        atomic_write(_table_path(folder, name), content)
+    manifest = json.dumps({**run.manifest, "tables": kept}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return atomic_write(folder / MANIFEST, manifest.encode()).parent
 
 
 def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bool:

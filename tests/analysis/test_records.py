@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 from analysis import records
+from analysis.__main__ import main
 
 CONFIG = {"experiment": "determinism", "strengths": [0.1, 1.0]}
 
@@ -224,3 +225,23 @@ def test_fingerprints_are_sha256_of_canonical_json_or_bytes(tmp_path: Path) -> N
     assert records.fingerprint(_Settings(0.5, Path("x"))) == records.fingerprint({"path": "x", "beta": np.float64(0.5)})
     with pytest.raises(records.RecordError, match="absent: cannot be read"):
         records.fingerprint(tmp_path / "absent")
+
+
+def test_an_exported_record_is_the_same_without_its_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers, texts = pd.DataFrame({"value": [0.1, 1e-300]}), pd.DataFrame({"completion": ["somebody's text"]})
+    records.write_run(
+        tmp_path / "runs" / "a",
+        kind="llm",
+        id="a",
+        config={"x": 1},
+        seeds={},
+        tables={"metrics": numbers, "samples": texts},
+    )
+    assert main(["export", str(tmp_path / "runs"), "--out", str(tmp_path / "public")]) == 0
+    assert "1 records" in capsys.readouterr().out
+    before, after = records.read_run(tmp_path / "runs" / "a"), records.read_run(tmp_path / "public" / "a")
+    assert after.tables == ("metrics",)
+    assert (after.folder / "metrics.parquet").read_bytes() == (before.folder / "metrics.parquet").read_bytes()
+    unchanged = {key: value for key, value in before.manifest.items() if key != "tables"}
+    assert unchanged == {key: value for key, value in after.manifest.items() if key != "tables"}
+    assert not any(b"somebody" in path.read_bytes() for path in after.folder.iterdir())
