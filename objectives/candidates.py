@@ -36,7 +36,7 @@ def _target(batch: CandidateBatch, temperature: Value, objective: str) -> Tensor
     formula="sum_i q_i (log q_i - log p_i), q = softmax_i(beta_policy a_i), p = softmax_i(R_i/beta_reward)",
     paper="arXiv 2402.00856",
     equation="its reward-model form",
-    defaults="0.5 and 0.5: the split of the KL strength that the paper uses",
+    defaults="0.5 and 0.5, values in use: their product is the KL strength",
     optimum="pi proportional to pi_ref exp(R/(beta_policy beta_reward)) on the candidates",
     watch="reverse KL: not convex, and candidates with no mass under the policy teach nothing",
     differences="needs rewards: a pair has none, its form on pairs is exo_pref",

@@ -31,7 +31,7 @@ def dpo(beta: Positive = 0.1) -> Term:
     "cdpo",
     formula="(1 - e) L(beta D) + e L(-beta D), e the label smoothing",
     paper="note on noisy DPO labels, E. Mitchell 2023",
-    defaults="beta as dpo; label_smoothing 0.1, the note's example of one label in ten flipped",
+    defaults="beta as dpo; label_smoothing 0.1: one label in ten flipped, a value in use",
     optimum="beta D = logit((1 - e) p + e (1 - p)) on every pair: finite at p = 1 too",
     watch="at e = 0 it is dpo; the smoothing bounds every margin by logit(1 - e)/beta, along a chain of wins they still add up",
     differences="trl: loss_type 'sigmoid' with label_smoothing (where its version has one)",
@@ -207,7 +207,7 @@ def simpo(beta: Positive = 2.0, gamma: NonNegative = 1.0) -> Term:
     formula="L(beta D + alpha (|w| - |l|))",
     paper="arXiv 2403.19159",
     equation="the length-regularised loss",
-    defaults="beta as dpo; alpha 0.01 nats a token, within the range that the paper scans",
+    defaults="beta as dpo; alpha 0.01 nats a token, a value in use",
     optimum="beta D = logit p - alpha (|w| - |l|): dpo's optimum with the reward r - alpha * length",
     watch="in a bandit all lengths are 1, so it is dpo there",
 )

@@ -20,7 +20,7 @@ from objectives.terms import Term, pair_term
     formula="L(beta D) with log pi_ref = -log sum_k w_k/pi_k over K references, each but the first clipped to log pi_1 (1 +- clip)",
     paper="arXiv 2405.16388",
     equation="its closed form and clipped trust region",
-    defaults="beta as dpo; two references of equal weight; clip 0.1, the paper's",
+    defaults="beta as dpo; two references of equal weight; clip 0.1, the authors' code's",
     optimum="dpo's with the weighted harmonic mean of the references as reference",
     watch="the harmonic mean follows the reference that thinks least of a response; clip = 0 is dpo with the first "
     "reference, None no clip",

@@ -31,7 +31,7 @@ def _difference_of(shape: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tenso
     formula="L(clip[beta (phi(a) - phi(b))]) with phi(a) = e^a + a, clipped to +-clip",
     paper="arXiv 2407.13399",
     equation="algorithm 1",
-    defaults="beta 0.05, within the paper's range; clip None: the paper clips at 2 R_max, which only the user knows",
+    defaults="beta 0.05, a value in use; clip None: the paper clips at 2 R_max, which only the user knows",
     optimum="phi(pi/pi_ref) = r/beta + const with phi(z) = z + log z, so pi/pi_ref = W(e^(r/beta + const)), W Lambert's; "
     "no finite minimiser where a response always wins",
     watch="with a clip the gradient is zero where the scaled margin is past it; without one e^a grows fast once a is positive",
@@ -57,7 +57,7 @@ def _alpha_shape(alpha: Value) -> Callable[[Tensor], Tensor]:
     formula="L(beta (f'(e^a) - f'(e^b))); f'(e^a) up to a constant: reverse_kl a; forward_kl -e^-a; js log s(a); alpha "
     "-e^(-alpha a)/alpha",
     paper="arXiv 2309.16240",
-    equation="theorem 1, table 1",
+    equation="its theorem on the reward under an f-divergence, with its table of divergences",
     defaults="beta as dpo; divergence 'reverse_kl', with which it is dpo; alpha 0.5 (of the alpha divergence only)",
     optimum="beta (f'(pi/pi_ref)(y) - f'(pi/pi_ref)(y')) = logit p on every pair; no finite minimiser at p = 1",
     watch="js and forward_kl are bounded above in a: a chosen response's gain saturates, its loss does not",
@@ -84,7 +84,7 @@ def fdpo(
     formula="L(beta (D - lam max(0, -a)))",
     paper="arXiv 2402.13228",
     equation="the DPOP loss",
-    defaults="beta as dpo; lam 5, within the paper's range",
+    defaults="beta as dpo; lam 5, a value in use (the paper's own experiments use larger ones too)",
     optimum="dpo's where the chosen response has not lost on the reference",
     watch="punishes a chosen response that falls below the reference; at lam = 0 it is dpo",
 )
@@ -144,7 +144,7 @@ def orpo(lam: NonNegative = 0.1) -> tuple[Term, ...]:
     family=FAMILY,
     formula="L(beta (r(p_w/|w|) - r(p_l/|l|)) - gamma) with r(m) = (1 - e^(-alpha m))/alpha, r(m) = m at alpha = 0",
     paper="arXiv 2501.03884",
-    defaults="beta and gamma as simpo; alpha 0.25, the paper's for Mistral and Llama-3 instruct models",
+    defaults="beta and gamma as simpo; alpha 0.25, a value of the paper's experiments",
     optimum="simpo's, with r(m) for m; no finite minimiser at p = 1",
     watch="no reference and no KL; alpha > 0 punishes a likely rejected response less and an unlikely chosen one more",
     differences="at alpha = 0 it is simpo; trl: CPOTrainer with alpha, loss_type 'simpo' and cpo_alpha 0",
