@@ -40,6 +40,12 @@ class Term:
     coupled: bool = False
     accepts_pairs: bool = False
 
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ObjectiveError(
+                f"{self.name}: unknown source {self.source!r}; a term's source is one of {', '.join(SOURCES)}"
+            )
+
     @property
     def needs_on_pairs(self) -> frozenset[str]:
         """Source and fields to supply where labelled pairs are to stand for candidates or unpaired labels if they can."""

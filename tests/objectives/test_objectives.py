@@ -275,6 +275,11 @@ def test_bad_registrations(name: str, formula: str, message: str) -> None:
         objectives.register(name, formula=formula)
 
 
+def test_a_term_of_an_unknown_source_is_refused() -> None:
+    with pytest.raises(ObjectiveError, match="mine: unknown source 'pair'; a term's source is one of pairs, "):
+        objectives.Term("mine", "pair", lambda batch: batch.chosen_logps)
+
+
 @pytest.mark.usefixtures("registry")
 def test_a_loss_that_reduces_is_refused() -> None:
     @objectives.register("reduced", formula="mean of d")
