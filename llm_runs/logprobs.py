@@ -96,6 +96,13 @@ def token_logps(logits: Tensor, batch: CompletionBatch, chunk: int | None = None
     return _by_rows(_gathered_logps, chunk, logits, batch.targets, batch.completion_mask)
 
 
+@torch.no_grad()
+def log_collisions(logits: Tensor) -> Tensor:
+    """log sum_v pi(v)^2 of every distribution in `logits` (..., V): how likely two draws agree, a constant weight for WPO."""
+    logits = _full_precision(logits)
+    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+
+
 def completion_logps(model: Callable[..., object], batch: CompletionBatch, chunk: int | None = None) -> Tensor:
     """log pi(y | x), summed over the completion's tokens, (N,)."""
     return token_logps(completion_logits(model, batch), batch, chunk).sum(-1)

@@ -21,7 +21,18 @@ from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import CompletionBatch, TopTokens, collate
 from llm_runs.reference import ReferenceLogps
 
-SUPPLIED = frozenset({"pairs", "reference_samples", "pretraining", "ref_logps", "lengths", "reference_token_kl"})
+SUPPLIED = frozenset(
+    {
+        "pairs",
+        "reference_samples",
+        "pretraining",
+        "ref_logps",
+        "lengths",
+        "reference_token_kl",
+        "token_logps",
+        "log_collisions",
+    }
+)
 
 
 class TrainingError(InputError):

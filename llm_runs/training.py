@@ -37,7 +37,7 @@ import objectives
 from analysis.records import atomic_write, fingerprint
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
-from llm_runs.logprobs import completion_logits, completion_logps, kl_from_top, token_logps
+from llm_runs.logprobs import completion_logits, completion_logps, kl_from_top, log_collisions, token_logps
 from llm_runs.microbatches import Microbatch, Microbatches, TrainingError, unpack
 from llm_runs.models import context_length
 from llm_runs.progress import show_progress
@@ -171,7 +171,8 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
     def _batches(self, model: Any, microbatch: Microbatch) -> dict[str, objectives.Batch]:
         sequences, rows = microbatch.sequences, microbatch.rows
         logits = completion_logits(model, sequences)
-        logps = token_logps(logits, sequences).sum(-1)
+        per_token = token_logps(logits, sequences)
+        logps = per_token.sum(-1)
         lengths = sequences.lengths
         needs = self.objective.needs_on_pairs
         batches: dict[str, objectives.Batch] = {}
@@ -188,6 +189,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
                 ref_rejected_logps=ref_rejected,
                 chosen_lengths=lengths[chosen],
                 rejected_lengths=lengths[rejected],
+                **_token_fields(needs, rows, per_token, sequences.completion_mask, logits),
             )
         if "reference_samples" in needs:
             samples, top = rows["reference_samples"], microbatch.top
@@ -368,6 +370,19 @@ def _check_start(batches: Mapping[str, objectives.Batch], reduced_precision: boo
                 "the same model: the reference log-probs come from other weights, another tokenizer or template, another "
                 "precision, or dropout is on. Compute them again for this model"
             )
+
+
+def _token_fields(
+    needs: frozenset[str], rows: Mapping[str, slice], per_token: Tensor, mask: Tensor, logits: Tensor
+) -> dict[str, Tensor]:
+    """What objectives on single tokens look at, by field of the pairs' batch."""
+    fields: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        if "token_logps" in needs:
+            fields |= {f"{side}_token_logps": per_token[rows[side]], f"{side}_mask": mask[rows[side]]}
+        if "log_collisions" in needs:
+            fields[f"{side}_log_collisions"] = log_collisions(logits[rows[side]])
+    return fields
 
 
 def _statistics(

@@ -56,7 +56,8 @@ NEEDS = {
     "rollouts": "samples of the policy itself, drawn while training, a `SampleBatch`",
     "ref_logps": "the reference's log-probs of the responses: `ref_chosen_logps` and `ref_rejected_logps`, or `ref_logps`",
     "lengths": "numbers of response tokens: `chosen_lengths`, `rejected_lengths`",
-    "token_logps": "log-probs of single tokens of policy and reference, with masks: `chosen_token_logps`, `chosen_mask`, ...",
+    "token_logps": "the policy's log-probs of single tokens, with masks: `chosen_token_logps`, `chosen_mask`, `rejected_token_logps`, ...",
+    "ref_token_logps": "the reference's log-probs of single tokens: `ref_chosen_token_logps`, `ref_rejected_token_logps`",
     "log_collisions": "log sum_v pi(v|prefix)^2 at every token: `chosen_log_collisions`, `rejected_log_collisions`",
     "token_kl": "sum_t KL(pi_ref || pi) along each response of a pair: `chosen_token_kl`, `rejected_token_kl`",
     "reference_token_kl": "sum_t KL(pi_ref || pi) along each reference sample: `token_kl`",
@@ -148,7 +149,8 @@ class PairBatch(Batch):
     """Labelled pairs. Fields (..., N) unless another shape is given; those after the first two only where the objective ``needs`` them.
 
     "ref_logps": ref_chosen_logps, ref_rejected_logps. "lengths": chosen_lengths, rejected_lengths.
-    "token_logps": the four token_logps and both masks (..., N, T), T of chosen and rejected as they are.
+    "token_logps": the policy's token_logps and both masks (..., N, T), T of chosen and rejected as they are; "ref_token_logps": the
+    reference's.
     "token_kl": chosen_token_kl, rejected_token_kl. "log_collisions": both log_collisions (..., N, T).
     "references": chosen_reference_logps, rejected_reference_logps (..., N, K).
     "win_rates": win_rates.

@@ -214,7 +214,7 @@ def _per_example(objective: Objective) -> str:
 def _step_zero(objective: Objective) -> str:
     """With policy = reference, a loss that compares with the reference does not depend on what the log-probs are (margin 0)."""
     for term in objective.terms:
-        if "ref_logps" not in term.needs:
+        if not any(need.startswith("ref_") for need in term.needs):
             continue
         starts = [_at_reference(term.source, seed) for seed in (3, 4)]
         margin = getattr(term, "margin", None)

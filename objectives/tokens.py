@@ -35,7 +35,7 @@ def _over_tokens(name: str, symbol: str, weigh: Weigh) -> Margin:
         )
         return chosen - rejected
 
-    return Margin(name, symbol, value, None, frozenset({"ref_logps", "token_logps"}))
+    return Margin(name, symbol, value, None, frozenset({"token_logps", "ref_token_logps"}))
 
 
 def _ratios(batch: PairBatch, side: str, objective: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,3 +60,21 @@ def test_batch_coupled_objectives_warn_of_small_microbatches(stored: ReferenceLo
     split = replace(CONFIG, micro_batch_size=4)
     with pytest.warns(UserWarning, match=r"bco\(beta=0\.1\) takes means over its batch, which here are over 4 pairs"):
         train(llama(), objectives.get("bco"), PAIRS, reference=stored, config=split, seed=0, out=tmp_path)
+
+
+def alignment(prompt: Sequence[int], completion: Sequence[int]) -> float:
+    """Geometric mean over the response's tokens of pi(y_t)/sum_v pi(v)^2, by one unpadded sequence in probabilities."""
+    with torch.no_grad():
+        logits = llama()(torch.tensor([[*prompt, *completion]])).logits[0]
+    probabilities = logits[len(prompt) - 1 : -1].softmax(-1)
+    taken = probabilities[range(len(completion)), list(completion)]
+    return float((taken / (probabilities**2).sum(-1)).prod() ** (1 / len(completion)))
+
+
+def test_wpo_weighs_pairs_by_the_policys_own_tokens(stored: ReferenceLogps, tmp_path: Path) -> None:
+    """At step 0 every margin is 0, so the loss is log 2 times the mean weight."""
+    metrics = train(llama(), objectives.get("wpo"), PAIRS, reference=stored, config=CONFIG, seed=0, out=tmp_path)
+    weights = [min(1.0, alignment(p.prompt_ids, p.chosen_ids) * alignment(p.prompt_ids, p.rejected_ids)) for p in PAIRS]
+    assert min(weights) < 0.9
+    first = metrics[(metrics.step == 1) & (metrics.name == "loss")].value.item()
+    assert first == pytest.approx(math.log(2) * sum(weights) / len(weights), rel=1e-5)
