@@ -7,6 +7,9 @@ VENV ?= .venv
 OUT ?= out
 BIN := $(VENV)/bin
 
+# Each step reads what the one before wrote.
+.NOTPARALLEL:
+
 .PHONY: help reproduce bandits language-model figures claims test lint types pytest clean
 
 help:
@@ -25,9 +28,11 @@ $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+# Liger-Kernel is a peer for parity tests: its losses are plain torch, so it comes without what its GPU kernels need.
 $(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "== installing, with what the tests need"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,peer]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps liger-kernel
 	@touch $@ $(VENV)/.run
 
 reproduce: bandits language-model figures claims
