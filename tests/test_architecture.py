@@ -34,7 +34,9 @@ def forbidden(package: str, modules: set[str]) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_every_form() -> None:
-    source = "import toy_bandits.solver\ndef f():\n    from analysis import claims\n    from analysis.records import Run"
+    source = (
+        "import toy_bandits.solver\ndef f():\n    from analysis import claims\n    from analysis.records import Run"
+    )
     found = imported_modules(source)
     assert forbidden("llm_runs", found) == {"toy_bandits.solver", "analysis.claims"}
     assert forbidden("paper_figures", found) == {"toy_bandits.solver"}

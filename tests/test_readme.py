@@ -23,7 +23,9 @@ def block(language: str, containing: str) -> str:
 def run(arguments: list[str], folder: Path, **environment: str) -> str:
     """Standard output of a command, run from another folder with this checkout on the path."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}
-    done = subprocess.run(arguments, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        arguments, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
