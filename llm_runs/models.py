@@ -162,7 +162,11 @@ def _convert(path: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(type(quantised.config).from_dict(settings), dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
-    if _pre_tokenizer_name(path) == "smollm":
+    header = _tokenizer_header(path)
+    for role, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"), ("pad_token", "padding_token_id")):
+        if key in header:  # loaders guess these by name, and differently between versions
+            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(int(header[key])))
+    if header.get("pre") == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = split_digits()
     tokenizer.model_max_length = context_length(model)
     tokenizer.padding_side = "left"
@@ -180,11 +184,15 @@ def split_digits() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _pre_tokenizer_name(path: Path) -> str | None:
+def _tokenizer_header(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of its tokenizer besides the vocabulary: `pre`, `bos_token_id`, `eos_token_id`, ..."""
     from gguf import GGUFReader
 
-    entry = GGUFReader(path).get_field("tokenizer.ggml.pre")
-    return None if entry is None else str(entry.contents())
+    reader = GGUFReader(path)
+    prefix = "tokenizer.ggml."
+    names = ("pre", "bos_token_id", "eos_token_id", "padding_token_id")
+    entries = {name: reader.get_field(prefix + name) for name in names}
+    return {name: entry.contents() for name, entry in entries.items() if entry is not None}
 
 
 def tiny_random(
