@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(ABC):
     """An outer loop: a frozen dataclass of settings, checked when made; `steps` goes through it from the reference on.
 
     Raises:
@@ -46,6 +47,7 @@ class Loop:
             if whole and value < (parameter.name != "seed"):
                 raise BanditError(f"{self.name}: {parameter.name} must be at least 1; got {value}")
 
+    @abstractmethod
     def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
         """The policies in turn, the reference first.
 
@@ -53,7 +55,6 @@ class Loop:
             problem: a problem or a batch of problems.
             references: (K, X, A), for loops that use several.
         """
-        raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
         """The loop's name and settings."""

@@ -10,6 +10,7 @@ The penalty is the old policy's throughout a batch, so near the optimum a batch 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -53,11 +54,11 @@ class PolicyGradient(Loop):
             log_policy, numbers = self.improve(problem, log_policy, advantages(problem, log_policy, self.beta), weights)
             yield Step(log_policy, "update", numbers)
 
+    @abstractmethod
     def improve(
         self, problem: Bandit, old: Tensor, advantage: Tensor, weights: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
         """The policy after one batch."""
-        raise NotImplementedError
 
     def ascend(self, problem: Bandit, log_policy: Tensor, slope: Tensor) -> Tensor:
         """One step on the logits, ``slope`` (..., X, A) being the surrogate's gradient in the log-probs."""
