@@ -110,6 +110,23 @@ def test_a_converted_tokenizer_splits_digits_and_knows_its_limits(
     assert (again.eos_token_id, again.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
+def test_special_tokens_are_those_of_the_file_whatever_the_loader_guesses(
+    converted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = models.AutoTokenizer.from_pretrained
+
+    def guesses_wrong(*arguments: object, **options: object) -> PreTrainedTokenizerBase:
+        guessed = load(*arguments, **options)
+        guessed.eos_token = guessed.pad_token = "<|im_start|>"
+        return guessed
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", guesses_wrong)
+    models._convert(converted[0], tmp_path)
+    monkeypatch.undo()
+    again = models.load_tokenizer(tmp_path)
+    assert (again.bos_token, again.eos_token, again.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+
+
 def test_digits_stand_alone() -> None:
     pieces = [piece for piece, _ in models.split_digits().pre_tokenize_str("in 1967, 2nd")]
     assert pieces == ["in", "Ġ", "1", "9", "6", "7", ",", "Ġ", "2", "nd"]
