@@ -8,6 +8,7 @@ from objectives.factorial import Cell, factorial
 from objectives.links import Link
 from objectives.margins import Margin
 from objectives.registry import Description, describe, get, names, parse, register
+from objectives.strength import Strength
 from objectives.terms import Objective, PairTerm, Term, pair_term
 from objectives.values import frozen, stop_gradient
 
@@ -40,6 +41,7 @@ __all__ = [
     "Positive",
     "Real",
     "SampleBatch",
+    "Strength",
     "Term",
     "UnpairedBatch",
     "chosen_nll",

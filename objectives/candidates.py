@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 from objectives.batches import CandidateBatch
 from objectives.domains import Positive
 from objectives.registry import register
+from objectives.strength import Strength
 from objectives.terms import Term
 from objectives.values import Value, per_example
 
@@ -40,6 +41,7 @@ def _target(batch: CandidateBatch, temperature: Value, objective: str) -> Tensor
     optimum="pi proportional to pi_ref exp(R/(beta_policy beta_reward)) on the candidates",
     watch="reverse KL: not convex, and candidates with no mass under the policy teach nothing",
     differences="needs rewards: a pair has none, its form on pairs is exo_pref",
+    strength=Strength("beta_policy"),
 )
 def exo_rw(beta_policy: Positive = 0.5, beta_reward: Positive = 0.5) -> Term:
     """Efficient exact optimisation: reverse KL from the policy to the rewards' distribution over the candidates."""
@@ -62,6 +64,7 @@ def exo_rw(beta_policy: Positive = 0.5, beta_reward: Positive = 0.5) -> Term:
     optimum="pi proportional to pi_ref exp(R/(alpha beta)) on the candidates",
     watch="only differences of log-ratios count: the chosen response's likelihood may fall as in dpo",
     differences="with two candidates and a one-hot target it is dpo",
+    strength=Strength("beta", low=0.1, high=1e4),
 )
 def infonca(beta: Positive = 0.01, alpha: Positive = 0.01) -> Term:
     """Cross entropy of the policy's to the rewards' distribution over the candidates."""

@@ -45,7 +45,8 @@ def _hyperparameters(description: Description) -> str:
         return "None."
     rows = "\n".join(f"| `{h.name}` | `{h.default!r}` | {h.allowed} |" for h in description.hyperparameters)
     table = f"| name | default | allowed |\n|---|---|---|\n{rows}"
-    return f"{table}\n\nDefaults: {description.defaults or NOT_STATED}"
+    strength = f"\n\nStrength of regularisation: {description.strength.text}." if description.strength else ""
+    return f"{table}\n\nDefaults: {description.defaults or NOT_STATED}{strength}"
 
 
 def index() -> str:

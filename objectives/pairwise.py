@@ -9,6 +9,7 @@ from objectives.domains import NonNegative, Positive, PositiveNumber, PositiveSm
 from objectives.links import Link
 from objectives.registry import register
 from objectives.regularisers import chosen_nll_term, forward_kl_term
+from objectives.strength import Strength
 from objectives.terms import Term, pair_term
 
 
@@ -65,6 +66,7 @@ def robust_dpo(beta: Positive = 0.1, label_smoothing: Smoothing = 0.1) -> Term:
     watch="margins add up along a chain of wins and pass 1/(2 tau); blind to mass moving between parts of the pair graph",
     differences="sum as printed in the paper; trl's DPOTrainer averages over tokens (aggregation='mean'), saying the authors "
     "confirmed it",
+    strength=Strength("tau"),
 )
 def ipo(tau: Positive = 0.1, aggregation: Literal["sum", "mean"] = "sum") -> Term:
     """Identity preference optimisation: squared distance of the margin to 1/(2 tau)."""
@@ -82,6 +84,7 @@ def ipo(tau: Positive = 0.1, aggregation: Literal["sum", "mean"] = "sum") -> Ter
     watch="meant for pairs drawn by statistical rejection sampling (an outer loop, not part of the loss); flat beyond the margin",
     differences="'norm' in its name means divided by pi_ref, not by length; without the reference it is slic_hf's hinge; trl: "
     "loss_type 'hinge'",
+    strength=Strength("gamma"),
 )
 def rso_hinge(gamma: Positive = 0.05) -> Term:
     """Hinge loss on the reference-adjusted margin."""
@@ -160,6 +163,7 @@ def gpo(
     watch="d is a difference of whole log-probs, tens of nats for sequences: delta = 1 is then reached at once",
     differences="the paper's target is reference text, not the chosen response; many libraries take the chosen (target='chosen') "
     "or no such term",
+    strength=Strength("lam"),
 )
 def slic_hf(
     delta: Positive = 1.0, lam: NonNegative = 0.1, target: Literal["reference", "chosen"] = "reference"
@@ -180,6 +184,7 @@ def slic_hf(
     watch="no reference: nothing but the chosen responses' likelihood holds the policy",
     differences="likelihood per token here and in trl's CPOTrainer (which averages over all tokens of the batch, cpo_alpha); the "
     "paper writes a sum",
+    strength=Strength("alpha"),
 )
 def cpo(beta: Positive = 0.1, alpha: NonNegative = 1.0) -> tuple[Term, ...]:
     """Contrastive preference optimisation: DPO with a uniform reference, plus likelihood of the chosen."""

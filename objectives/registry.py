@@ -16,6 +16,7 @@ from torch import Tensor
 from objectives import third_parties
 from objectives.domains import HyperParameter, hyperparameters, unknown_name
 from objectives.errors import ObjectiveError
+from objectives.strength import Strength
 from objectives.terms import Objective, Part, Term
 
 Factory = Callable[..., Term | tuple[Term, ...]]
@@ -39,6 +40,7 @@ class Spec:
     optimum: str
     watch: str
     differences: str
+    strength: Strength | None
 
     @property
     def hyperparameters(self) -> tuple[HyperParameter, ...]:
@@ -65,6 +67,7 @@ class Description:
     optimum: str
     watch: str
     differences: str
+    strength: Strength | None
 
     @property
     def source(self) -> str:
@@ -89,6 +92,7 @@ class Description:
                 for i, h in enumerate(self.hyperparameters)
             ),
             ("origin", self.defaults),
+            ("strength", self.strength.text if self.strength else ""),
             ("optimum", self.optimum),
             ("watch", self.watch),
             ("coupling", self.coupling),
@@ -112,6 +116,7 @@ def register(
     optimum: str = "",
     watch: str = "",
     differences: str = "",
+    strength: Strength | None = None,
 ) -> Callable[[Factory], Factory]:
     """Decorator for a factory: its arguments, with defaults and domains, are the hyper-parameters; it returns one term or several.
 
@@ -121,9 +126,11 @@ def register(
         family: the heading under which lists show it.
         paper, equation: the source, e.g. ``arXiv 2305.18290`` and ``eq. 7``. defaults: where the default values come from.
         optimum: the analytic optimum, where known. watch: what to look out for. differences: variants, and where libraries differ.
+        strength: the hyper-parameter that is the strength of regularisation; not given: ``beta`` where there is one, larger holding the
+            policy closer.
 
     Raises:
-        ObjectiveError: the name is taken or is not an identifier, or a hyper-parameter has no default.
+        ObjectiveError: the name is taken or is not an identifier, a hyper-parameter has no default, or the strength is not one of them.
     """
     if not name.isidentifier():
         raise ObjectiveError(f"an objective's name must be an identifier such as 'my_loss'; got {name!r}")
@@ -133,7 +140,11 @@ def register(
     def decorate(factory: Factory) -> Factory:
         if name in _specs:
             raise ObjectiveError(f"an objective {name!r} is already registered by {_specs[name].factory.__module__}")
-        spec = Spec(name, factory, family, formula, paper, equation, defaults, optimum, watch, differences)
+        declared = [parameter.name for parameter in hyperparameters(factory)]
+        swept = strength or (Strength() if Strength.parameter in declared else None)
+        if swept is not None and swept.parameter not in declared:
+            raise ObjectiveError(f"{name}: strength: {unknown_name('hyper-parameter', swept.parameter, declared)}")
+        spec = Spec(name, factory, family, formula, paper, equation, defaults, optimum, watch, differences, swept)
         for parameter in spec.hyperparameters:
             parameter.check(name, parameter.default)
         _specs[name] = spec
@@ -188,9 +199,8 @@ def get(name: str, **hyperparameters: Any) -> Objective:
     made = spec.factory(**values)
     terms = made if isinstance(made, tuple) else (made,)
     kept = tuple(term for term in terms if not (isinstance(term.weight, int | float) and term.weight == 0))
-    return Objective(
-        (Part(name, _label(name, values, declared), values, kept, lambda **changed: get(name, **changed)),)
-    )
+    label = _label(name, values, declared)
+    return Objective((Part(name, label, values, kept, lambda **changed: get(name, **changed), spec.strength),))
 
 
 def _label(name: str, values: dict[str, Any], declared: dict[str, HyperParameter]) -> str:
@@ -280,6 +290,7 @@ def describe(objective: str | Objective) -> Description:
         optimum=joined("optimum"),
         watch=joined("watch"),
         differences=joined("differences"),
+        strength=objective.strength,
     )
 
 
@@ -308,4 +319,5 @@ def _describe(spec: Spec) -> Description:
         optimum=spec.optimum,
         watch=spec.watch,
         differences=spec.differences,
+        strength=spec.strength,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from objectives.batches import PairBatch, SampleBatch
 from objectives.domains import NonNegative
 from objectives.registry import get, register
+from objectives.strength import Strength
 from objectives.terms import Objective, Term
 from objectives.values import Value
 
@@ -54,6 +55,7 @@ def chosen_nll_term(weight: Value, *, per_token: bool) -> Term:
     paper="arXiv 2312.16430",
     optimum="pi_ref; with N samples, their empirical distribution (an action never sampled loses all its mass)",
     watch="use fresh samples: repeated passes of the sampled form memorise them. The full form has zero gradient at pi = pi_ref",
+    strength=Strength("weight"),
 )
 def _forward_kl(weight: NonNegative = 0.1, tokens: Literal["sampled", "full"] = "sampled") -> Term:
     """Forward KL(pi_ref || pi) on samples of the reference: no reference model while optimising."""
@@ -67,6 +69,7 @@ def _forward_kl(weight: NonNegative = 0.1, tokens: Literal["sampled", "full"] = 
     paper="arXiv 2405.16436",
     watch="holds up the chosen response's likelihood, not the reference's support",
     differences="summed over the tokens, or their mean (per_token=True)",
+    strength=Strength("weight"),
 )
 def _chosen_nll(weight: NonNegative = 0.1, per_token: bool = False) -> Term:
     """Negative log-likelihood of the chosen response."""
@@ -94,6 +97,7 @@ def _sft() -> Term:
     formula="-log pi(text), text ~ pretraining data",
     paper="arXiv 2312.16430",
     watch="a bandit has no pretraining text and says so",
+    strength=Strength("weight"),
 )
 def _pretraining(weight: NonNegative = 0.1) -> Term:
     """Negative log-likelihood of pretraining text."""
@@ -110,6 +114,7 @@ def _pretraining(weight: NonNegative = 0.1) -> Term:
     optimum="pi_ref; with expected reward r, pi_ref exp(r/weight)/Z",
     watch="needs samples of the policy while training (a bandit enumerates them). Bounded on finitely many actions, so it does not keep "
     "dpo with beta < 1 finite at p = 1. On sequences the gradient by way of the drawn prefixes is left out",
+    strength=Strength("weight"),
 )
 def _reverse_kl(weight: NonNegative = 0.1) -> Term:
     """Reverse KL(pi || pi_ref) on samples of the policy, its expectation over each next token taken exactly."""

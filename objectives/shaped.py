@@ -15,6 +15,7 @@ from objectives.errors import ObjectiveError
 from objectives.links import bounded_exp
 from objectives.registry import register
 from objectives.regularisers import chosen_nll_term
+from objectives.strength import Strength
 from objectives.terms import Term, pair_term
 from objectives.values import Value, per_example
 
@@ -130,6 +131,7 @@ def _log_odds(logp: Tensor) -> Tensor:
     optimum="not in closed form; finite where every response is chosen sometimes",
     watch="no reference; the likelihood term is the whole of the regularisation",
     differences="NLL of the response only, as the paper means it: trl's ORPOTrainer takes the NLL over prompt and response",
+    strength=Strength("lam", rising=False),
 )
 def orpo(lam: NonNegative = 0.1) -> tuple[Term, ...]:
     """Odds-ratio preference optimisation: likelihood of the chosen plus a penalty on the rejected's odds."""

@@ -6,7 +6,7 @@ A loss never reduces, logs or loads. The reduction, the same for a bandit's exac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from objectives.batches import Batch, PairBatch
 from objectives.errors import ObjectiveError
 from objectives.links import Link
 from objectives.margins import Margin
+from objectives.strength import Strength
 from objectives.values import Value
 from objectives.values import per_example as per_example
 
@@ -120,6 +121,7 @@ class Part:
     hyperparameters: Mapping[str, Any]
     terms: tuple[Term, ...]
     rebuild: Callable[..., Objective]
+    strength: Strength | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +175,34 @@ class Objective:
         for part in self.parts:
             auto = part.hyperparameters.get("temperature") == "auto"
             parts += part.rebuild(**{**part.hyperparameters, "temperature": temperature}).parts if auto else (part,)
+        return Objective(tuple(parts))
+
+    @property
+    def strength(self) -> Strength | None:
+        """The hyper-parameter that is the strength of regularisation; of a sum the last part's that has one: ``forward_kl.weight`` of
+        dpo+forward_kl. None where no part has one (sft)."""
+        part = self._with_strength
+        if part is None or part.strength is None or len(self.parts) == 1:
+            return None if part is None else part.strength
+        return replace(part.strength, parameter=f"{part.name}.{part.strength.parameter}")
+
+    @property
+    def _with_strength(self) -> Part | None:
+        return next((part for part in reversed(self.parts) if part.strength is not None), None)
+
+    def with_strength(self, value: Value) -> Objective:
+        """The same objective at another strength: a number, or a tensor with one per problem.
+
+        Raises:
+            ObjectiveError: it has no strength, or the value lies outside the hyper-parameter's domain.
+        """
+        changed = self._with_strength
+        if changed is None or changed.strength is None:
+            raise ObjectiveError(f"{self.name} has no hyper-parameter that is its strength of regularisation")
+        parameters = {**changed.hyperparameters, changed.strength.parameter: value}
+        parts = [
+            p for part in self.parts for p in (changed.rebuild(**parameters).parts if part is changed else (part,))
+        ]
         return Objective(tuple(parts))
 
     def __add__(self, other: Objective) -> Objective:

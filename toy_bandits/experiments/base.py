@@ -17,8 +17,6 @@ from toy_bandits.problem import Bandit
 from toy_bandits.solver import Solution
 
 METHODS = ("dpo", "ipo", "maxpo")
-STRENGTH = {"dpo": "beta", "ipo": "tau", "maxpo": "beta"}
-"""The hyper-parameter that each method calls its strength of regularisation."""
 
 
 class Experiment(Protocol):
@@ -47,7 +45,7 @@ class Settings:
 
 def method(name: str, strength: float | Tensor) -> Objective:
     """The objective ``name`` at a regularisation strength."""
-    return objectives.get(name, **{STRENGTH[name]: strength})
+    return objectives.get(name).with_strength(strength)
 
 
 def decades(lowest: int, highest: int, per_decade: int) -> tuple[float, ...]:
