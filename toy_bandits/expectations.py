@@ -18,9 +18,15 @@ from toy_bandits.problem import Bandit
 Supplier = Callable[[Bandit, Tensor], Batch]
 
 
+def lengths(problem: Bandit, log_policy: Tensor) -> Tensor:
+    """(..., X, A) like ``log_policy``: tokens of each response, one where the problem gives no lengths."""
+    return torch.ones_like(log_policy) if problem.lengths is None else problem.lengths.expand_as(log_policy)
+
+
 def pairs(problem: Bandit, log_policy: Tensor) -> PairBatch:
-    """Every possible label "w beats l in x", with its probability. A response is one token long."""
+    """Every possible label "w beats l in x", with its probability."""
     x, winner, loser = problem.shown
+    tokens = lengths(problem, log_policy)
     chosen, rejected = log_policy[..., x, winner], log_policy[..., x, loser]
     ref_chosen, ref_rejected = problem.log_reference[..., x, winner], problem.log_reference[..., x, loser]
     return PairBatch(
@@ -30,8 +36,8 @@ def pairs(problem: Bandit, log_policy: Tensor) -> PairBatch:
         ref_rejected_logps=ref_rejected,
         chosen_reference_logps=ref_chosen.unsqueeze(-1),  # losses of several references find this one
         rejected_reference_logps=ref_rejected.unsqueeze(-1),
-        chosen_lengths=torch.ones_like(chosen),
-        rejected_lengths=torch.ones_like(rejected),
+        chosen_lengths=tokens[..., x, winner],
+        rejected_lengths=tokens[..., x, loser],
         weights=problem.label_weights[..., x, winner, loser],
     )
 
@@ -41,14 +47,17 @@ def reference_samples(problem: Bandit, log_policy: Tensor) -> SampleBatch:
     token_kl = (problem.reference * (problem.log_reference - log_policy)).sum(-1, keepdim=True)
     return SampleBatch(
         logps=log_policy.flatten(-2),
-        lengths=torch.ones_like(log_policy).flatten(-2),
+        lengths=lengths(problem, log_policy).flatten(-2),
         token_kl=token_kl.expand_as(log_policy).flatten(-2),
         weights=(problem.contexts.unsqueeze(-1) * problem.reference_samples).flatten(-2),
     )
 
 
 def pairs_with_tokens(problem: Bandit, log_policy: Tensor) -> PairBatch:
-    """`pairs`, with what token-level losses look at (responses of one token), and the true win rates."""
+    """`pairs`, with what token-level losses look at, and the true win rates.
+
+    A policy over whole responses has no single tokens: each response is one, whatever its length (see `policies.TokenTree`).
+    """
     batch = pairs(problem, log_policy)
     x, winner, loser = problem.shown
     token_kl = (problem.reference * (problem.log_reference - log_policy)).sum(-1)[..., x]
@@ -107,7 +116,7 @@ def rollouts(problem: Bandit, log_policy: Tensor) -> SampleBatch:
     policy_kl = (policy * (log_policy - problem.log_reference)).sum(-1, keepdim=True)
     return SampleBatch(
         logps=log_policy.flatten(-2),
-        lengths=torch.ones_like(log_policy).flatten(-2),
+        lengths=lengths(problem, log_policy).flatten(-2),
         policy_kl=policy_kl.expand_as(log_policy).flatten(-2),
         weights=(problem.contexts.unsqueeze(-1) * policy).detach().flatten(-2),
     )

@@ -15,7 +15,15 @@ from toy_bandits.errors import BanditError
 TOLERANCE = 1e-9
 """How far sums may be off; float32 inputs get `TOLERANCE_FLOAT32`."""
 TOLERANCE_FLOAT32 = 1e-6
-MINIMAL_NDIM = {"reference": 1, "preferences": 2, "pairs": 2, "contexts": 0, "rewards": 1, "reference_samples": 1}
+MINIMAL_NDIM = {
+    "reference": 1,
+    "preferences": 2,
+    "pairs": 2,
+    "contexts": 0,
+    "rewards": 1,
+    "reference_samples": 1,
+    "lengths": 1,
+}
 
 Array = Tensor | np.ndarray | Sequence[Any] | float
 
@@ -33,6 +41,7 @@ class Bandit:
         rewards: r(x, y), (..., X, A), for the expected reward; does not enter the preferences (see `from_rewards`).
         reference_samples: empirical masses of a finite sample of pi_ref, (..., X, A), on which off-policy regularisers run.
             Default: pi_ref itself.
+        lengths: tokens of each response, (..., X, A), whole numbers >= 1, for objectives that look at lengths. Default: one token each.
 
     X = 1 may be left out: an input with no dimension to spare, such as a reference of shape (A,), has no contexts. Where all
     inputs leave it out, so do the solutions. Everything becomes float64.
@@ -47,6 +56,7 @@ class Bandit:
     contexts: Tensor
     rewards: Tensor | None
     reference_samples: Tensor
+    lengths: Tensor | None
     has_contexts: bool
 
     def __init__(
@@ -57,6 +67,7 @@ class Bandit:
         contexts: Array | None = None,
         rewards: Array | None = None,
         reference_samples: Array | None = None,
+        lengths: Array | None = None,
     ) -> None:
         arrays: dict[str, Array | None] = {
             "reference": reference,
@@ -65,6 +76,7 @@ class Bandit:
             "contexts": contexts,
             "rewards": rewards,
             "reference_samples": reference_samples,
+            "lengths": lengths,
         }
         given = {name: _tensor(name, value) for name, value in arrays.items() if value is not None}
         coarse = any(getattr(value, "dtype", None) in (torch.float32, np.float32) for value in arrays.values())
@@ -88,6 +100,8 @@ class Bandit:
         _check_distribution("contexts", given["contexts"], tolerance)
         _check_preferences(given["preferences"], tolerance)
         _check_pairs(given["pairs"], tolerance)
+        if "lengths" in given:
+            _check_lengths(given["lengths"])
         full = {
             name: tensor.expand(*lead, contexts_count, *[actions] * MINIMAL_NDIM[name])
             for name, tensor in given.items()
@@ -97,6 +111,7 @@ class Bandit:
         self.pairs = full["pairs"] / (0.5 * full["pairs"].sum((-2, -1), keepdim=True))
         self.contexts = full["contexts"] / full["contexts"].sum(-1, keepdim=True)
         self.rewards = full.get("rewards")
+        self.lengths = full.get("lengths")
         self.reference_samples = full["reference_samples"] / full["reference_samples"].sum(-1, keepdim=True)
 
     @classmethod
@@ -254,6 +269,12 @@ def _check_preferences(preferences: Tensor, tolerance: float) -> None:
         raise BanditError(
             f"preferences: p(a > b) + p(b > a) must be 1; got {total[apart][0].item():.12g} at {_where(apart)}"
         )
+
+
+def _check_lengths(lengths: Tensor) -> None:
+    bad = (lengths < 1) | (lengths != lengths.round())
+    if bool(bad.any()):
+        raise BanditError(f"lengths: must be whole numbers >= 1; got {lengths[bad][0].item():g} at {_where(bad)}")
 
 
 def _check_pairs(pairs: Tensor, tolerance: float) -> None:

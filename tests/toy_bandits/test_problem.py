@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import objectives
 from toy_bandits import Bandit, BanditError
+from toy_bandits.expectations import pairs, reference_samples
 
 REFERENCE = [0.2, 0.5, 0.3]
 EVEN = np.full((3, 3), 0.5)
@@ -123,3 +126,19 @@ def test_only_a_single_context_can_be_left_out() -> None:
     assert not Bandit([REFERENCE], EVEN).without_contexts().has_contexts
     with pytest.raises(BanditError, match="there are 2 contexts"):
         Bandit([REFERENCE, REFERENCE], EVEN).without_contexts()
+
+
+def test_lengths_reach_the_losses_that_look_at_them() -> None:
+    problem = Bandit([0.5, 0.5], [[0.5, 1.0], [0.0, 0.5]], lengths=[1, 4])
+    batch = pairs(problem, problem.log_reference)
+    assert (batch.chosen_lengths.tolist(), batch.rejected_lengths.tolist()) == ([1.0], [4.0])
+    assert reference_samples(problem, problem.log_reference).lengths.tolist() == [1.0, 4.0]
+    # simpo by hand: beta (log .5 / 1 - log .5 / 4) - gamma = -2 (3/4) log 2 - 1
+    value = objectives.get("simpo", beta=2.0, gamma=1.0).value({"pairs": batch})
+    assert value.item() == pytest.approx(math.log1p(math.exp(1.5 * math.log(2) + 1)), rel=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [[1, 0], [1, 2.5]])
+def test_lengths_that_count_no_tokens_are_refused(lengths: list[float]) -> None:
+    with pytest.raises(BanditError, match="lengths: must be whole numbers >= 1; got"):
+        Bandit([0.5, 0.5], [[0.5, 1.0], [0.0, 0.5]], lengths=lengths)

@@ -29,6 +29,7 @@ def seen_from(problem: Bandit, log_reference: Tensor, pairs: Tensor | None = Non
         problem.pairs if pairs is None else pairs,
         problem.contexts,
         problem.rewards,
+        lengths=problem.lengths,
     )
 
 

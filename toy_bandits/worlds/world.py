@@ -107,9 +107,10 @@ def build(world_id: str, about: Mapping[str, Any], cells: Cells) -> World:
         _check_connected(cells, pairs)
     noise = cells.number("label_noise", 0.0, low=0.0, high=0.5)
     try:
-        truth = Bandit(reference, preferences, pairs, weights, rewards)
+        lengths = None if responses is None else [len(response) for response in responses]
+        truth = Bandit(reference, preferences, pairs, weights, rewards, lengths=lengths)
         seen = preferences + noise * (1.0 - 2.0 * preferences)
-        problem = _finite(cells, truth, Bandit(reference, seen, pairs, weights, rewards))
+        problem = _finite(cells, truth, Bandit(reference, seen, pairs, weights, rewards, lengths=lengths))
     except BanditError as error:
         raise BanditError(f"{cells.where}: {error}") from error
     return World(
@@ -180,7 +181,7 @@ def _finite(cells: Cells, truth: Bandit, seen: Bandit) -> Bandit:
         raise cells.error("reference_samples", "data_sets must be as many as those of labels")
     preferences, pairs = draws.labels(seen, **drawn["labels"]) if "labels" in drawn else (seen.preferences, seen.pairs)
     samples = draws.reference_samples(truth, **drawn["reference_samples"]) if "reference_samples" in drawn else None
-    return Bandit(truth.reference, preferences, pairs, truth.contexts, truth.rewards, samples)
+    return Bandit(truth.reference, preferences, pairs, truth.contexts, truth.rewards, samples, truth.lengths)
 
 
 def _references(cells: Cells, reference: Tensor, scores: parts.Scores) -> Tensor | None:
