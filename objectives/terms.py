@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from objectives.batches import Batch, PairBatch
@@ -54,6 +53,22 @@ class Term:
             return self.needs - {"rewards"} | {"pairs"}
         return self.needs | {self.source}
 
+    def losses(self, batch: Batch) -> Tensor:
+        """(..., N): the loss of every example. A reduced loss would silently ignore the weights and is refused.
+
+        Raises:
+            ObjectiveError: the loss is not of this shape, or needs what the batch does not carry.
+        """
+        losses = self.loss(batch)
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else None
+        if not shape or shape[-1] != batch.shape[-1] or not _fits(shape, batch.shape):
+            expected = f"({', '.join(map(str, batch.shape))}{',' if len(batch.shape) == 1 else ''})"
+            raise ObjectiveError(
+                f"{self.name}: a loss must return one value per example, (..., {batch.shape[-1]}), here {expected}; it returned "
+                f"{type(losses).__name__ if shape is None else shape}"
+            )
+        return losses
+
     @property
     def text(self) -> str:
         """What the term is, in words."""
@@ -64,6 +79,13 @@ class Term:
         if isinstance(self.weight, Tensor):
             return ", weight per problem"
         return "" if self.weight == 1 else f", weight {self.weight:g}"
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape broadcasts to the whole batch's."""
+    return len(shape) <= len(whole) and all(
+        size in (1, full) for size, full in zip(shape[::-1], whole[::-1], strict=False)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +256,7 @@ class Objective:
         values: dict[str, Tensor] = {}
         for term in self.terms:
             batch = given[term.source]
-            values[term.name] = values.get(term.name, 0.0) + term.weight * batch.mean(_one_per_example(term, batch))
+            values[term.name] = values.get(term.name, 0.0) + term.weight * batch.mean(term.losses(batch))
         return values
 
     def value(self, batches: Mapping[str, Batch]) -> Tensor:
@@ -258,7 +280,7 @@ class Objective:
         losses = []
         for term in terms:
             given = _of_source(term.source, {"pairs": batch}, self.name)
-            per_pair = _one_per_example(term, given)
+            per_pair = term.losses(given)
             if term.source == "unpaired":  # first every chosen, then every rejected response
                 chosen, rejected = per_pair.chunk(2, dim=-1)
                 per_pair = chosen + rejected
@@ -279,15 +301,3 @@ def _of_source(source: str, batches: Mapping[str, Batch], objective: str) -> Bat
     if source in FROM_PAIRS and isinstance(pairs, PairBatch):
         return FROM_PAIRS[source](pairs)
     raise ObjectiveError(f"{objective} needs a batch of {source!r}; given: {', '.join(batches) or 'nothing'}")
-
-
-def _one_per_example(term: Term, batch: Batch) -> Tensor:
-    """The term's losses, refused unless there is one per example: a reduced loss would silently ignore the weights."""
-    losses = term.loss(batch)
-    examples = batch.shape[-1]
-    if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[-1] != examples:
-        shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise ObjectiveError(
-            f"{term.name}: a loss must return one value per example, (..., {examples}); it returned {shape}"
-        )
-    return losses

@@ -2,6 +2,7 @@
 
 from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
-from toy_bandits.solver import Certificate, Solution, solve
+from toy_bandits.solution import Certificate, Solution
+from toy_bandits.solver import solve
 
 __all__ = ["Bandit", "BanditError", "Certificate", "Solution", "solve"]

@@ -168,7 +168,7 @@ def _constant_slope(problem: Bandit, objective: Objective, term: Term, log_polic
 def _term_value(problem: Bandit, objective: Objective, term: Term, log_policy: Tensor) -> Tensor:
     """weight * E[loss], (B,)."""
     batch = expectations.supplier(objective.name, term.source)(problem, log_policy)
-    value = term.weight * batch.mean(term.loss(batch))
+    value = term.weight * batch.mean(term.losses(batch))
     return value.expand(problem.reference.shape[0])
 
 

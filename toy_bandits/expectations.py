@@ -29,15 +29,16 @@ def pairs(problem: Bandit, log_policy: Tensor) -> PairBatch:
     tokens = lengths(problem, log_policy)
     chosen, rejected = log_policy[..., x, winner], log_policy[..., x, loser]
     ref_chosen, ref_rejected = problem.log_reference[..., x, winner], problem.log_reference[..., x, loser]
+    references = problem.log_references.movedim(-3, -1)
     return PairBatch(
         chosen_logps=chosen,
         rejected_logps=rejected,
         ref_chosen_logps=ref_chosen,
         ref_rejected_logps=ref_rejected,
-        chosen_reference_logps=ref_chosen.unsqueeze(-1),  # losses of several references find this one
-        rejected_reference_logps=ref_rejected.unsqueeze(-1),
         chosen_lengths=tokens[..., x, winner],
         rejected_lengths=tokens[..., x, loser],
+        chosen_reference_logps=references[..., x, winner, :],
+        rejected_reference_logps=references[..., x, loser, :],
         weights=problem.label_weights[..., x, winner, loser],
     )
 

@@ -23,6 +23,7 @@ MINIMAL_NDIM = {
     "rewards": 1,
     "reference_samples": 1,
     "lengths": 1,
+    "references": 2,
 }
 
 Array = Tensor | np.ndarray | Sequence[Any] | float
@@ -42,6 +43,9 @@ class Bandit:
         reference_samples: empirical masses of a finite sample of pi_ref, (..., X, A), on which off-policy regularisers run.
             Default: pi_ref itself.
         lengths: tokens of each response, (..., X, A), whole numbers >= 1, for objectives that look at lengths. Default: one token each.
+        references: K reference policies, the first of them pi_ref, (..., K, X, A), for objectives of several references. Default:
+            pi_ref alone.
+        name: what errors call the problem, such as a world's id.
 
     X = 1 may be left out: an input with no dimension to spare, such as a reference of shape (A,), has no contexts. Where all
     inputs leave it out, so do the solutions. Everything becomes float64.
@@ -57,7 +61,9 @@ class Bandit:
     rewards: Tensor | None
     reference_samples: Tensor
     lengths: Tensor | None
+    references: Tensor | None
     has_contexts: bool
+    name: str | None
 
     def __init__(
         self,
@@ -68,6 +74,8 @@ class Bandit:
         rewards: Array | None = None,
         reference_samples: Array | None = None,
         lengths: Array | None = None,
+        references: Array | None = None,
+        name: str | None = None,
     ) -> None:
         arrays: dict[str, Array | None] = {
             "reference": reference,
@@ -77,13 +85,15 @@ class Bandit:
             "rewards": rewards,
             "reference_samples": reference_samples,
             "lengths": lengths,
+            "references": references,
         }
+        self.name = name
         given = {name: _tensor(name, value) for name, value in arrays.items() if value is not None}
         coarse = any(getattr(value, "dtype", None) in (torch.float32, np.float32) for value in arrays.values())
         tolerance = TOLERANCE_FLOAT32 if coarse else TOLERANCE
         self.has_contexts = _mention_contexts(given)
         given = {
-            name: tensor.unsqueeze(-1 - MINIMAL_NDIM[name]) if tensor.ndim == MINIMAL_NDIM[name] else tensor
+            name: tensor.unsqueeze(_context_dimension(name)) if tensor.ndim == MINIMAL_NDIM[name] else tensor
             for name, tensor in given.items()
         }
         lead, contexts_count, actions = _common_shape(given)
@@ -102,6 +112,7 @@ class Bandit:
         _check_pairs(given["pairs"], tolerance)
         if "lengths" in given:
             _check_lengths(given["lengths"])
+        several = given.pop("references", None)
         full = {
             name: tensor.expand(*lead, contexts_count, *[actions] * MINIMAL_NDIM[name])
             for name, tensor in given.items()
@@ -113,6 +124,12 @@ class Bandit:
         self.rewards = full.get("rewards")
         self.lengths = full.get("lengths")
         self.reference_samples = full["reference_samples"] / full["reference_samples"].sum(-1, keepdim=True)
+        self.references = None
+        if several is not None:
+            _check_references(several, self.reference, tolerance)
+            several = several / several.sum(-1, keepdim=True)
+            several = several.expand(*lead, several.shape[-3], contexts_count, actions)
+            self.references = torch.cat([self.reference.unsqueeze(-3), several[..., 1:, :, :]], dim=-3)
 
     @classmethod
     def from_rewards(
@@ -167,6 +184,11 @@ class Bandit:
         return self.reference.log()
 
     @cached_property
+    def log_references(self) -> Tensor:
+        """(..., K, X, A): logarithms of the K references; of pi_ref alone where no others are given."""
+        return self.log_reference.unsqueeze(-3) if self.references is None else self.references.log()
+
+    @cached_property
     def label_weights(self) -> Tensor:
         """(..., X, A, A): probability that the next label says "[a] beats [b]", rho(x) mu(x, {a, b}) p(a > b | x); sums to 1."""
         weights = self.contexts[..., None, None] * self.pairs * self.preferences
@@ -193,7 +215,7 @@ class Bandit:
 
     def _map(self, function: Any) -> Bandit:
         made = object.__new__(Bandit)
-        made.has_contexts = self.has_contexts
+        made.has_contexts, made.name = self.has_contexts, self.name
         for name, trailing in MINIMAL_NDIM.items():
             tensor = getattr(self, name)
             setattr(
@@ -220,6 +242,11 @@ def _mention_contexts(given: dict[str, Tensor]) -> bool:
     return any(tensor.ndim > MINIMAL_NDIM[name] for name, tensor in given.items())
 
 
+def _context_dimension(name: str) -> int:
+    """Where an input that leaves X out gets it: before the actions (and, of tables over pairs, before both)."""
+    return -2 if name == "references" else -1 - MINIMAL_NDIM[name]
+
+
 def _off_diagonal(matrices: Tensor) -> Tensor:
     """The matrices with 0 on the diagonal."""
     if matrices.shape[-1] != matrices.shape[-2]:
@@ -230,11 +257,14 @@ def _off_diagonal(matrices: Tensor) -> Tensor:
 def _common_shape(given: dict[str, Tensor]) -> tuple[torch.Size, int, int]:
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in given.items())
     actions = given["reference"].shape[-1]
+    heads = []
     for name, tensor in given.items():
-        if any(size != actions for size in tensor.shape[tensor.ndim - MINIMAL_NDIM[name] :]):
+        trailing = 1 if name == "references" else MINIMAL_NDIM[name]
+        head, own = tensor.shape[: tensor.ndim - trailing], tensor.shape[tensor.ndim - trailing :]
+        if any(size != actions for size in own):
             raise BanditError(f"{name}: the reference has {actions} actions; shapes: {shapes}")
+        heads.append((*head[:-2], head[-1]) if name == "references" else head)
     try:
-        heads = [tensor.shape[: tensor.ndim - MINIMAL_NDIM[name]] for name, tensor in given.items()]
         common: torch.Size = torch.broadcast_shapes(*heads)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise BanditError(f"shapes (..., X, A) and (..., X, A, A) do not broadcast: {shapes}") from error
@@ -254,6 +284,13 @@ def _check_distribution(name: str, masses: Tensor, tolerance: float, *, positive
     off = (masses.sum(-1) - 1).abs()
     if bool((off > tolerance).any()):
         raise BanditError(f"{name}: must sum to 1; sums to {masses.sum(-1).flatten()[off.argmax()].item():.12g}")
+
+
+def _check_references(references: Tensor, reference: Tensor, tolerance: float) -> None:
+    _check_distribution("references", references, tolerance, positive=True)
+    apart = (references[..., 0, :, :] - reference).abs() > tolerance
+    if bool(apart.any()):
+        raise BanditError(f"references: the first must be the reference itself; differs at {_where(apart)}")
 
 
 def _check_preferences(preferences: Tensor, tolerance: float) -> None:

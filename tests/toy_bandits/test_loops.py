@@ -348,7 +348,7 @@ def test_the_mixture_is_the_harmonic_mean_and_its_optimum_is_tilted_from_it() ->
     harmonic /= harmonic.sum(-1, keepdims=True)
     np.testing.assert_allclose(mixture(world.references, weights, None).exp(), harmonic, rtol=1e-12)
     loop = loops.get("mrpo", beta=0.5, weights=weights, clip=None)
-    steps = list(loop.steps(world.problem, world.references))
+    steps = list(loop.steps(world.problem))
     assert [step.stage for step in steps][1:4] == [f"dpo against reference {k}" for k in range(3)]
     for step, reference in zip(steps[1:], [*references, None, harmonic], strict=True):
         if reference is not None:
@@ -405,7 +405,7 @@ def test_worlds_that_a_loop_cannot_run_in() -> None:
         list(loops.get("mrpo").steps(two_contexts()))
     world = worlds.get("several_references/0")
     with pytest.raises(BanditError, match="mrpo: 3 weights for 2 references"):
-        list(loops.get("mrpo", weights=(0.2, 0.3, 0.5)).steps(world.problem, world.references))
+        list(loops.get("mrpo", weights=(0.2, 0.3, 0.5)).steps(world.problem))
     without = Bandit([0.5, 0.5], [[0.5, 0.9], [0.1, 0.5]])
     with pytest.raises(BanditError, match="best_of_n: needs a world with rewards"):
         loops.record(loops.get("best_of_n"), without)

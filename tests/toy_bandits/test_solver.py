@@ -231,7 +231,10 @@ def reduced_loss(batch: PairBatch) -> Tensor:
         ({"objective": objectives.get("dpo", beta=torch.tensor([0.1, 0.2]))}, r"do not broadcast: .*\(2,\)"),
         ({"start": [0.0, 0.0]}, r"start: expected logits of shape \(\.\.\., 1, 4\), got \(2,\)"),
         ({"start": [[0.0, float("inf"), 0.0, 0.0]]}, "start: logits must be finite"),
-        ({"objective": custom(nan_loss)}, "not finite"),
+        (
+            {"objective": custom(nan_loss)},
+            r"loss test_custom is nan at the start, context 0, pair \(0, 1\) \(problem 0 of the batch\)",
+        ),
         ({"objective": custom(reduced_loss)}, "one value per example"),
     ],
 )

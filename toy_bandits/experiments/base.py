@@ -14,7 +14,7 @@ import objectives
 from objectives import Objective
 from toy_bandits import metrics
 from toy_bandits.problem import Bandit
-from toy_bandits.solver import Solution
+from toy_bandits.solution import Solution
 
 METHODS = ("dpo", "ipo", "maxpo")
 

@@ -48,12 +48,11 @@ class Loop(ABC):
                 raise BanditError(f"{self.name}: {parameter.name} must be at least 1; got {value}")
 
     @abstractmethod
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """The policies in turn, the reference first.
 
         Args:
             problem: a problem or a batch of problems.
-            references: (K, X, A), for loops that use several.
         """
 
     def config(self) -> dict[str, Any]:
@@ -73,7 +72,6 @@ def make(kind: type[Loop], settings: dict[str, Any]) -> Loop:
 def record(
     loop: Loop,
     problem: Bandit,
-    references: Tensor | None = None,
     progress: Callable[[Iterator[Step]], Iterable[Step]] = lambda steps: steps,
 ) -> pd.DataFrame:
     """One row per step and problem: metrics, ``reward_bound`` (the highest expected reward that any policy reaches at this KL) and
@@ -82,7 +80,6 @@ def record(
     Args:
         loop: the loop.
         problem: with rewards; a batch of problems is run at once.
-        references: (K, X, A), for loops that use several.
         progress: wraps the steps, to show a bar.
 
     Raises:
@@ -92,7 +89,7 @@ def record(
         raise BanditError(f"{loop.name}: needs a world with rewards, by which its policies are judged")
     beta = getattr(loop, "beta", None)
     frames = []
-    for number, step in enumerate(progress(loop.steps(problem, references))):
+    for number, step in enumerate(progress(loop.steps(problem))):
         frame = policy_rows(problem, step.log_policy, step=number, stage=step.stage, **step.numbers)
         bound = yardstick.reward_bound(problem, step.log_policy)
         frame["reward_bound"] = bound.flatten().numpy()

@@ -60,9 +60,7 @@ def run(chosen: argparse.Namespace) -> int:
     if folder is not None and not chosen.again and is_complete(folder, config):
         print(f"{loop.name} in {world.id}: already complete in {folder}")
         return 0
-    frame = loops.record(
-        loop, world.problem, world.references, progress=lambda steps: tqdm(steps, unit="step", disable=None)
-    )
+    frame = loops.record(loop, world.problem, progress=lambda steps: tqdm(steps, unit="step", disable=None))
     if folder is not None:
         seeds = {"sampling": config.get("seed", 0)}
         write_run(

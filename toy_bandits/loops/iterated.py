@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from torch import Tensor
-
 import objectives
 from objectives.domains import Domain
 from toy_bandits.loops.base import Loop, Step
@@ -40,7 +38,7 @@ class IterativeDpo(Loop):
     reference: Literal["moving", "fixed"] = "moving"
     on_policy: bool = True
 
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """One policy per round."""
         loss = objectives.parse(self.objective)
         log_policy = problem.log_reference
@@ -78,7 +76,7 @@ class Accelerated(Loop):
     extrapolation: Momentum = 0.3
     iterations: int = 10
 
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """One policy pi^ per round, the round's own, before extrapolation."""
         loss = objectives.parse(self.objective)
         own = extrapolated = problem.log_reference

@@ -44,7 +44,7 @@ class PolicyGradient(Loop):
     samples: int | None = None
     seed: int = 0
 
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """See `Loop.steps`; ``epochs``: steps made on the batch, ``deviation``: mean |pi/pi_old - 1| after them."""
         generator = np.random.default_rng(self.seed)
         log_policy = problem.log_reference

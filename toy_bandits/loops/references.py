@@ -19,14 +19,14 @@ from toy_bandits.problem import Bandit
 
 
 def mixture(references: Tensor, weights: tuple[float, ...], clip: float | None) -> Tensor:
-    """(K, X, A) -> (X, A): log of the mixture that the objective ``mrpo`` takes as its reference, normalised.
+    """(..., K, X, A) -> (..., X, A): log of the mixture that the objective ``mrpo`` takes as its reference, normalised.
 
     The constant that normalises it cancels in every margin.
     """
     term = objectives.get("mrpo", weights=weights, clip=clip).terms[0]
     assert isinstance(term, PairTerm)
     assert term.margin is not None
-    logps = references.log().movedim(0, -1)
+    logps = references.log().movedim(-3, -1)
     none = torch.zeros_like(logps[..., 0])
     # Against a response that every reference is sure of, the margin of policy log-probs 0 is minus the mixture's log-prob.
     batch = PairBatch(
@@ -40,7 +40,7 @@ def mixture(references: Tensor, weights: tuple[float, ...], clip: float | None) 
 
 @dataclass(frozen=True)
 class Mrpo(Loop):
-    """DPO against each reference alone, the mixture of them all, and DPO against the mixture, which is what mrpo optimises.
+    """DPO against each reference alone, the mixture of them all, and the optimum of mrpo, which is DPO against the mixture.
 
     Attributes:
         beta: DPO's.
@@ -57,17 +57,19 @@ class Mrpo(Loop):
     weights: MixtureWeights | None = None
     clip: Fraction | None = 0.1
 
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """The reference, DPO's optimum for each reference, the mixture, and DPO's optimum for it."""
+        references = problem.references
         if references is None:
             raise BanditError("mrpo: needs a world with several references, such as several_references/0")
-        weights = self.weights or tuple([1.0 / len(references)] * len(references))
-        if len(weights) != len(references):
-            raise BanditError(f"mrpo: {len(weights)} weights for {len(references)} references; they must be as many")
+        count = references.shape[-3]
+        weights = self.weights or tuple([1.0 / count] * count)
+        if len(weights) != count:
+            raise BanditError(f"mrpo: {len(weights)} weights for {count} references; they must be as many")
         dpo = objectives.get("dpo", beta=self.beta)
         yield Step(problem.log_reference, "reference")
-        for k, reference in enumerate(references):
+        for k, reference in enumerate(references.unbind(-3)):
             yield Step(optimum_of(seen_from(problem, reference.log()), dpo, self.name), f"dpo against reference {k}")
-        mixed = mixture(references, weights, self.clip)
-        yield Step(mixed, "mixture")
-        yield Step(optimum_of(seen_from(problem, mixed), dpo, self.name), "mrpo")
+        yield Step(mixture(references, weights, self.clip), "mixture")
+        together = objectives.get("mrpo", beta=self.beta, weights=weights, clip=self.clip)
+        yield Step(optimum_of(problem, together, self.name), "mrpo")

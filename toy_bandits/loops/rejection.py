@@ -90,7 +90,7 @@ class Rso(Loop):
     candidates: int | None = None
     objective: str = "dpo(beta=0.5)"
 
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """The reference, the accepted responses, and the policy trained on their pairs; ``acceptance``: share accepted."""
         yield Step(problem.log_reference, "reference", {"acceptance": 1.0})
         sampled, share = accepted(problem, self.beta, self.candidates)
@@ -111,7 +111,7 @@ class BestOfN(Loop):
 
     largest: int = 128
 
-    def steps(self, problem: Bandit, references: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, problem: Bandit) -> Iterator[Step]:
         """One policy per n; ``kl_bound`` is log n - (n - 1)/n, reached only where no two responses have one reward and none much mass."""
         count = 1
         while count <= self.largest:

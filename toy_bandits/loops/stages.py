@@ -30,6 +30,7 @@ def seen_from(problem: Bandit, log_reference: Tensor, pairs: Tensor | None = Non
         problem.contexts,
         problem.rewards,
         lengths=problem.lengths,
+        name=problem.name,
     )
 
 

@@ -52,7 +52,6 @@ class World:
         truth: the same world without label noise, with infinite data: what a policy is judged by. No leading dimensions.
         features: (X, A, F), for log-linear policies; the reference is log-linear in them where `settings` says so.
         responses: the token sequences that the actions stand for.
-        references: (K, X, A), the first of them the problem's own.
     """
 
     id: str
@@ -65,7 +64,11 @@ class World:
     truth: Bandit
     features: Tensor | None = None
     responses: tuple[tuple[str, ...], ...] | None = None
-    references: Tensor | None = None
+
+    @property
+    def references(self) -> Tensor | None:
+        """(K, X, A), where the world has several: the first of them the problem's own."""
+        return self.truth.references
 
     @property
     def family(self) -> str:
@@ -106,11 +109,15 @@ def build(world_id: str, about: Mapping[str, Any], cells: Cells) -> World:
     if cells.flag("connected"):
         _check_connected(cells, pairs)
     noise = cells.number("label_noise", 0.0, low=0.0, high=0.5)
+    others: dict[str, Any] = {
+        "lengths": None if responses is None else [len(response) for response in responses],
+        "references": _references(cells, reference, scores),
+        "name": f"world {world_id}",
+    }
     try:
-        lengths = None if responses is None else [len(response) for response in responses]
-        truth = Bandit(reference, preferences, pairs, weights, rewards, lengths=lengths)
+        truth = Bandit(reference, preferences, pairs, weights, rewards, **others)
         seen = preferences + noise * (1.0 - 2.0 * preferences)
-        problem = _finite(cells, truth, Bandit(reference, seen, pairs, weights, rewards, lengths=lengths))
+        problem = _finite(cells, truth, Bandit(reference, seen, pairs, weights, rewards, **others))
     except BanditError as error:
         raise BanditError(f"{cells.where}: {error}") from error
     return World(
@@ -120,7 +127,6 @@ def build(world_id: str, about: Mapping[str, Any], cells: Cells) -> World:
         truth=truth,
         features=features,
         responses=responses,
-        references=_references(cells, reference, scores),
         **about,
     )
 
@@ -179,9 +185,21 @@ def _finite(cells: Cells, truth: Bandit, seen: Bandit) -> Bandit:
     }
     if len({of["data_sets"] for of in drawn.values()}) > 1:
         raise cells.error("reference_samples", "data_sets must be as many as those of labels")
+    if not drawn:
+        return seen
     preferences, pairs = draws.labels(seen, **drawn["labels"]) if "labels" in drawn else (seen.preferences, seen.pairs)
     samples = draws.reference_samples(truth, **drawn["reference_samples"]) if "reference_samples" in drawn else None
-    return Bandit(truth.reference, preferences, pairs, truth.contexts, truth.rewards, samples, truth.lengths)
+    return Bandit(
+        truth.reference,
+        preferences,
+        pairs,
+        truth.contexts,
+        truth.rewards,
+        samples,
+        truth.lengths,
+        truth.references,
+        truth.name,
+    )
 
 
 def _references(cells: Cells, reference: Tensor, scores: parts.Scores) -> Tensor | None:

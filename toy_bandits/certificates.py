@@ -1,0 +1,110 @@
+"""Status and certificate of each problem: what is proved of it, and what the iteration found."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from toy_bandits.derivatives import Function, PairPiece
+from toy_bandits.newton import FLAT_CURVATURE, Minimum, curvature, flat_moves
+from toy_bandits.solution import Answer
+from toy_bandits.structure import Structure
+
+FAR = 1000.0
+"""How far, in nats of losses' arguments and of log-probs, divergence is followed: losses are then at their limits to the last digit."""
+ROUNDING = 1e-14
+SAME_SPEED = 0.1
+LONG_DRIFT = 3.0
+
+
+def judge(
+    function: Function, structure: Structure, groups: Tensor, minimum: Minimum, minima: Tensor, tie: Tensor
+) -> Answer:
+    """Status and certificate of each problem from what is proved and what was found."""
+    logits = minimum.logits
+    runs_away, direction = _runs_away(function, groups, minimum, structure)
+    converged = minimum.converged & ~structure.diverges & ~runs_away
+    logits = torch.where(runs_away[:, None, None], logits + reach(function)[:, None, None] * direction, logits)
+    derivatives = function(logits) if bool(runs_away.any()) else minimum.derivatives
+    diverges = structure.diverges | runs_away
+    direction = direction + structure.direction
+    lowest = curvature(derivatives, groups)
+    numerical = converged & ~structure.unique & (lowest <= FLAT_CURVATURE)
+    flat = _flat_directions(function, logits, groups, numerical)
+    flat = flat.clamp(min=structure.unbounded.long())
+    dimension = torch.where(diverges, 0, structure.free + flat)
+    status = torch.full_like(dimension, 3)
+    status = torch.where(converged, torch.where((dimension > 0) | tie, 2, 0), status)
+    status = torch.where(diverges, 1, status)
+    log_policy = logits.log_softmax(-1)
+    lost = diverges[:, None, None] & (direction < direction.amax(-1, keepdim=True))
+    log_policy = torch.where(lost, -torch.inf, log_policy)
+    return Answer(
+        logits=logits,
+        log_policy=log_policy,
+        status=status,
+        gradient_norm=derivatives.gradient.flatten(1).norm(dim=-1),
+        value=derivatives.value,
+        proved=structure.diverges | (converged & (structure.unique | structure.unbounded)),
+        direction=direction,
+        dimension=dimension,
+        minima=torch.where(diverges, 0, minima),
+        curvature=lowest,
+        newton_step=minimum.step.flatten(1).abs().amax(-1),
+        iterations=minimum.iterations,
+    )
+
+
+def _runs_away(function: Function, groups: Tensor, minimum: Minimum, structure: Structure) -> tuple[Tensor, Tensor]:
+    """Which iterations left every bound, and in which direction: followed much further, the value must not rise again.
+
+    Where rounding hides the slope, what tells a fall that never ends from a flat valley is that the iteration went on far along it.
+    """
+    hidden = minimum.converged & (curvature(minimum.derivatives, groups) <= FLAT_CURVATURE)
+    suspects = (minimum.escaping | hidden) & ~structure.exists
+    direction = torch.zeros_like(minimum.logits)
+    if not bool(suspects.any()):
+        return suspects, direction
+    size = minimum.drift.abs().amax((-2, -1), keepdim=True)
+    went = suspects[:, None, None] & (size > LONG_DRIFT)
+    direction = torch.where(went, _levels(minimum.drift / size), 0.0)
+    further = function(minimum.logits + reach(function)[:, None, None] * direction)
+    falls = further.value <= minimum.derivatives.value + ROUNDING * (1.0 + minimum.derivatives.value.abs())
+    confirmed = suspects & falls & (direction != 0).flatten(1).any(-1)
+    return confirmed, torch.where(confirmed[:, None, None], direction, 0.0)
+
+
+def _levels(direction: Tensor) -> Tensor:
+    """(..., A) with numbers that differ by little (`SAME_SPEED`) made equal: they go to infinity together, or not at all."""
+    ordered, order = direction.sort(-1)
+    level = torch.zeros_like(order)
+    level[..., 1:] = (ordered.diff(dim=-1) > SAME_SPEED).cumsum(-1)
+    total = torch.zeros_like(ordered).scatter_add(-1, level, ordered)
+    size = torch.zeros_like(ordered).scatter_add(-1, level, torch.ones_like(ordered))
+    means = (total / size.clamp(min=1.0)).gather(-1, level)
+    return torch.zeros_like(direction).scatter(-1, order, means - means[..., -1:])
+
+
+def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
+    """(B,): along how many moves without curvature the value does not change over a finite distance, one way or both."""
+    count = torch.zeros_like(which, dtype=torch.long)
+    if not bool(which.any()):
+        return count
+    derivatives = function(logits)
+    tolerance = ROUNDING * (1.0 + derivatives.value.abs())
+    moves, flat = flat_moves(derivatives, groups)
+    for index in range(moves.shape[1]):
+        candidates = which & flat[:, index]
+        if bool(candidates.any()):
+            ends = (function(logits + sign * moves[:, index]).value for sign in (-1.0, 1.0))
+            count += candidates & torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).any(0)
+    return count
+
+
+def reach(function: Function) -> Tensor:
+    """(B,): how far to follow a direction of divergence so that every pair that falls is at its limit."""
+    scales = [torch.as_tensor(piece.term.scale) for piece in function.pieces if isinstance(piece, PairPiece)]
+    reach = torch.full_like(function.problem.contexts[:, 0], FAR)
+    for scale in scales:
+        reach = torch.maximum(reach, FAR / scale)
+    return reach

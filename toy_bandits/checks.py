@@ -1,0 +1,80 @@
+"""What a loss may not do in a bandit, said with the world, the objective and the cell where it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from objectives import Objective, ObjectiveError
+from toy_bandits import expectations
+from toy_bandits.errors import BanditError
+from toy_bandits.problem import Bandit
+
+
+@contextmanager
+def named(problem: Bandit) -> Iterator[None]:
+    """Errors raised inside carry the problem's name, where it has one."""
+    try:
+        yield
+    except (BanditError, ObjectiveError) as error:
+        prefix = f"{problem.name}: "
+        if problem.name is None or str(error).startswith(prefix):
+            raise
+        raise type(error)(f"{prefix}{error}") from error
+
+
+def check_losses(problem: Bandit, objective: Objective, log_policy: Tensor) -> None:
+    """Refuse an objective whose losses break their contract at ``log_policy`` (B, X, A), in a flattened batch.
+
+    Raises:
+        BanditError: a loss, or its gradient in a log-prob, is NaN or infinite; the message names the first such cell.
+        ObjectiveError: a loss is reduced, not one value per example, or needs what the bandit's batches do not carry.
+    """
+    for source in dict.fromkeys(term.source for term in objective.terms):
+        leaf = log_policy.detach().clone().requires_grad_()
+        batch = expectations.supplier(objective.name, source)(problem, leaf)
+        counted = torch.ones(batch.shape) if batch.weights is None else batch.weights.detach().expand(batch.shape)
+        for term in objective.terms:
+            if term.source != source:
+                continue
+            losses = term.losses(batch)
+            bad = ~torch.isfinite(losses.detach()).expand(batch.shape) & (counted > 0)
+            if bool(bad.any()):
+                problem_index, example = bad.nonzero()[0].tolist()
+                value = losses.detach().expand(batch.shape)[problem_index, example].item()
+                raise BanditError(
+                    f"{objective.name}: the loss {term.name} is {value} at the start, {_cell(problem, source, example)}"
+                    f"{_which(problem, problem_index)}"
+                )
+            if losses.requires_grad:
+                (slope,) = torch.autograd.grad(batch.mean(losses).sum(), leaf, retain_graph=True)
+                bad = ~torch.isfinite(slope)
+                if bool(bad.any()):
+                    problem_index, context, action = bad.nonzero()[0].tolist()
+                    raise BanditError(
+                        f"{objective.name}: the gradient of the loss {term.name} is {slope[bad][0].item()} at the start, in the "
+                        f"log-prob of action {action} in context {context}{_which(problem, problem_index)}; a bandit needs a "
+                        f"loss that autograd can differentiate"
+                    )
+
+
+def _cell(problem: Bandit, source: str, example: int) -> str:
+    """What an example of a source stands for."""
+    context, winner, loser = (index.tolist() for index in problem.shown)
+    if source == "pairs" or (source == "candidates" and problem.rewards is None):
+        return f"context {context[example]}, pair ({winner[example]}, {loser[example]})"
+    if source == "unpaired":
+        side, pair = divmod(example, len(context))
+        action = (winner, loser)[side][pair]
+        return f"context {context[pair]}, action {action} of the pair ({winner[pair]}, {loser[pair]})"
+    if source == "candidates":
+        return f"context {example}"
+    return "context {}, action {}".format(*divmod(example, problem.actions))
+
+
+def _which(problem: Bandit, index: int) -> str:
+    """Which problem of a batch."""
+    return f" (problem {index} of the batch)" if problem.reference.shape[0] > 1 else ""
