@@ -16,10 +16,14 @@ def _over_contexts(problem: Bandit, values: Tensor) -> Tensor:
 
 
 def kl_policy_reference(problem: Bandit, log_policy: Tensor) -> Tensor:
-    """KL(pi || pi_ref) in nats; at most -log of pi_ref's smallest probability, also for a point mass."""
+    """KL(pi || pi_ref) in nats; at most -log of pi_ref's smallest probability, also for a point mass.
+
+    Summed as pi_ref (t log t - t + 1), t = pi/pi_ref: no term is negative, so that a KL of 1e-20 is right to many digits too.
+    """
+    log_ratio = log_policy - problem.log_reference
     policy = log_policy.exp()
-    terms = torch.where(policy > 0, policy * (log_policy - problem.log_reference), 0.0)
-    return _over_contexts(problem, terms.sum(-1))
+    terms = torch.where(policy > 0, policy * log_ratio, 0.0) - problem.reference * torch.expm1(log_ratio)
+    return _over_contexts(problem, terms.clamp(min=0.0).sum(-1))
 
 
 def kl_reference_policy(problem: Bandit, log_policy: Tensor) -> Tensor:
@@ -34,13 +38,17 @@ def expected_reward(problem: Bandit, log_policy: Tensor) -> Tensor:
     return _over_contexts(problem, (log_policy.exp() * problem.rewards).sum(-1))
 
 
-def win_rate(problem: Bandit, log_policy: Tensor) -> Tensor:
-    """E p(y > y'), y ~ pi, y' ~ pi_ref; an action ties with itself (1/2)."""
+def wins_against_reference(problem: Bandit) -> Tensor:
+    """(..., X, A): P(y beats y'), y' ~ pi_ref; an action ties with itself (1/2)."""
     even = torch.full_like(problem.preferences, 0.5)
     eye = torch.eye(problem.actions, dtype=torch.bool, device=even.device)
     preferences = torch.where(eye, even, problem.preferences)
-    against = (preferences * problem.reference.unsqueeze(-2)).sum(-1)
-    return _over_contexts(problem, (log_policy.exp() * against).sum(-1))
+    return (preferences * problem.reference.unsqueeze(-2)).sum(-1)
+
+
+def win_rate(problem: Bandit, log_policy: Tensor) -> Tensor:
+    """E p(y > y'), y ~ pi, y' ~ pi_ref; an action ties with itself (1/2)."""
+    return _over_contexts(problem, (log_policy.exp() * wins_against_reference(problem)).sum(-1))
 
 
 def off_support_mass(problem: Bandit, log_policy: Tensor) -> Tensor:

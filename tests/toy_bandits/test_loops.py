@@ -18,8 +18,8 @@ from toy_bandits import Bandit, BanditError, loops, worlds
 from toy_bandits.loops.policy_gradient import Espo, RlhfPpo, advantages, batch_weights
 from toy_bandits.loops.references import mixture
 from toy_bandits.loops.rejection import accepted, best_of
-from toy_bandits.loops.yardstick import reward_bound, shortfall
 from toy_bandits.metrics import expected_reward, kl_policy_reference
+from toy_bandits.optimum import reward_bound, shortfall
 
 REFERENCE = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
 REWARDS = np.array([[1.0, 0.2, 0.5, -0.4], [0.0, 0.9, 0.3, 0.3]])

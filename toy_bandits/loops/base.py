@@ -11,9 +11,9 @@ import pandas as pd
 from torch import Tensor
 
 from objectives.domains import hyperparameters, unknown_name
+from toy_bandits import optimum
 from toy_bandits.errors import BanditError
 from toy_bandits.experiments.base import policy_rows
-from toy_bandits.loops import yardstick
 from toy_bandits.problem import Bandit
 
 
@@ -91,10 +91,9 @@ def record(
     frames = []
     for number, step in enumerate(progress(loop.steps(problem))):
         frame = policy_rows(problem, step.log_policy, step=number, stage=step.stage, **step.numbers)
-        bound = yardstick.reward_bound(problem, step.log_policy)
-        frame["reward_bound"] = bound.flatten().numpy()
-        frame["regret"] = frame["reward_bound"] - frame["expected_reward"]
+        bound, regret = optimum.regret_to_bound(problem, step.log_policy, f"{loop.name}, step {number}")
+        frame["reward_bound"], frame["regret"] = bound.flatten().numpy(), regret.flatten().numpy()
         if beta is not None:
-            frame["shortfall"] = yardstick.shortfall(problem, step.log_policy, beta).flatten().numpy()
+            frame["shortfall"] = optimum.shortfall(problem, step.log_policy, beta).flatten().numpy()
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
