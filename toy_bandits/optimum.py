@@ -83,12 +83,11 @@ def regret_to_bound(problem: Bandit, log_policy: Tensor, where: str) -> tuple[Te
 
 
 def win_rate_as_reward(problem: Bandit) -> Bandit:
-    """The problem whose reward is the win rate against the reference, P(y beats y'), y' ~ pi_ref."""
+    """Reference, contexts and preferences of the problem, and as reward the win rate P(y beats y'), y' ~ pi_ref."""
     return Bandit(
         problem.reference,
         problem.preferences,
-        problem.pairs,
-        problem.contexts,
-        wins_against_reference(problem),
-        problem.reference_samples,
+        contexts=problem.contexts,
+        rewards=wins_against_reference(problem),
+        name=problem.name,
     )
