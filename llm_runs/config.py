@@ -163,10 +163,29 @@ class TrainingConfig(_Checked):
     max_grad_norm: float = _number(1.0, above=0)
     log_every: int = _number(1, above=0)
     save_every: int = _number(0, at_least=0)  # a checkpoint to resume from; 0: none
-    save_model: bool = False  # keep the trained model (safetensors) in the run's folder
+    save_model: bool = False  # keep the trained model (safetensors), its tokenizer and a model card in the run's folder
+    push_to_hub: bool = False  # upload that folder as <hub_model_id>-<training>
+    hub_model_id: str | None = None  # user/name
+    hub_private: bool = True
+    report_to: tuple[str, ...] = ()  # where metrics are shown live: tensorboard, wandb, ...
+    kl_limit: float | None = _number(10.0, above=0)  # stop beyond so many nats a token from the reference; None: never
     gradient_checkpointing: bool = False
     reference: Literal["precomputed", "live"] = "precomputed"  # "live" only to measure what precomputing saves
     lora: LoRAConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.push_to_hub and not self.hub_model_id:
+            raise ConfigError("TrainingConfig.push_to_hub needs hub_model_id, for example user/name")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What the trained weights and the metrics depend on: all but where results are kept, shown and sent."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in DELIVERY}
+
+
+# Keys of `training` that say where results go: they may change between calls on one folder.
+DELIVERY = ("report_to", "push_to_hub", "hub_model_id", "hub_private")
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import labelling, models, preferences, reference, rewards, sampling, sft, texts
-from llm_runs.config import RunConfig
+from llm_runs import guards, labelling, models, preferences, reference, rewards, sampling, sft, texts
+from llm_runs.config import DELIVERY, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.sampling import Prompt, derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
-_FREE = ("name", "objectives", "labels", "training_seeds", "cost_steps")
+_FREE = ("name", "objectives", "labels", "training_seeds", "cost_steps", *(f"training.{key}" for key in DELIVERY))
 _AUTO_PROMPTS = 64  # prompts sampled twice for maxpo's automatic temperature where the pairs are your own
 
 
@@ -105,6 +105,12 @@ class Experiment:
     def context(self) -> int:
         """The most tokens of prompt and completion together."""
         return models.source_context_length(self.base, self._revision)
+
+    def check(self) -> None:
+        """InputError where model, tokenizer and lengths do not belong together; no weights are loaded."""
+        config, generation = models.source_settings(self.base, self._revision)
+        guards.check_tokenizer(self.tokenizer, config, self.config.model.name, generation)
+        guards.check_contexts(self.config, self.context)
 
     @cached_property
     def own_pairs(self) -> tuple[list[TokenPair], list[TokenPair]] | None:
@@ -320,7 +326,9 @@ class Experiment:
             reference.compute(model, self.tokenizer, pairs, self.samples("reference"), self.config.reference).save(
                 folder
             )
-        return reference.ReferenceLogps.load(folder)
+        stored = reference.ReferenceLogps.load(folder)
+        guards.check_same_tokenizer(stored.key.get("tokenizer"), self.tokenizer, str(folder))
+        return stored
 
     # -- trainings -----------------------------------------------------------------------------------------------
 
@@ -364,7 +372,7 @@ def _lock(config: RunConfig, out: Path) -> None:
         changed = [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and key.partition(".")[0] not in _FREE
+            if old.get(key) != new.get(key) and not {key, key.partition(".")[0]} & set(_FREE)
         ]
         temperatures = {label["name"]: label["temperature"] for label in before["config"]["labels"]}
         changed += [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class Microbatch:
     ref_chosen_logps: Tensor | None = None  # (pairs,)
     ref_rejected_logps: Tensor | None = None
     top: TopTokens | None = None  # reference distributions along the reference samples
+    sample_ref_logps: Tensor | None = None  # (reference samples,) as noted when they were drawn
 
 
 class Microbatches(Dataset[dict[str, Tensor]]):
@@ -72,6 +74,7 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             raise TrainingError(f"the objective needs {', '.join(sorted(unknown))}, which training does not supply")
         self.needs, self.pairs, self.samples, self.texts, self.reference = needs, pairs, samples, texts, reference
         self.live = config.reference == "live"
+        self.noted = all(sample.logp is not None for sample in samples)
         micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
         self.per_step = config.batch_size // micro
         if self.per_step * micro != config.batch_size:
@@ -108,6 +111,15 @@ class Microbatches(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return next(iter(self.order.values())).shape[0]
 
+    def examples(self, index: int) -> dict[str, dict[int, Any]]:
+        """By source: the examples of one microbatch, each under its position among all that were given."""
+        given: dict[str, Sequence[Any]] = {
+            "pairs": self.pairs,
+            "reference_samples": self.samples,
+            "pretraining": self.texts,
+        }
+        return {source: {i: given[source][i] for i in order[index].tolist()} for source, order in self.order.items()}
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         drawn = {source: order[index].tolist() for source, order in self.order.items()}
         pairs = [self.pairs[i] for i in drawn.get("pairs", [])]
@@ -125,7 +137,10 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             "attention_mask": batch.attention_mask,
             "completion_mask": batch.completion_mask,
             "sizes": torch.tensor([len(pairs), len(pairs), len(samples), len(texts)]),
+            "index": torch.tensor(index),
         }
+        if samples and self.noted:
+            item["sample_ref_logps"] = torch.tensor([sample.logp for sample in samples])
         if "ref_logps" in self.needs and not self.live:
             item["ref_chosen_logps"], item["ref_rejected_logps"] = (v[drawn["pairs"]] for v in self.ref_logps)
         if "reference_token_kl" in self.needs:
@@ -149,7 +164,8 @@ def unpack(item: dict[str, Tensor]) -> Microbatch:
     rows = {name: slice(start, end) for name, start, end in zip(names, [0, *ends], ends, strict=False)}
     top = TopTokens(item["top_ids"], item["top_logps"], item["top_log_tail"]) if "top_ids" in item else None
     sequences = CompletionBatch(item["input_ids"], item["attention_mask"], item["completion_mask"])
-    return Microbatch(sequences, rows, item.get("ref_chosen_logps"), item.get("ref_rejected_logps"), top)
+    chosen, rejected = item.get("ref_chosen_logps"), item.get("ref_rejected_logps")
+    return Microbatch(sequences, rows, chosen, rejected, top, item.get("sample_ref_logps"))
 
 
 def _cycled(n: int, count: int, generator: torch.Generator) -> Tensor:

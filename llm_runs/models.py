@@ -6,6 +6,8 @@ GGUF is converted once and cached. No pickle is ever read and no code that comes
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -37,6 +40,13 @@ TINY = "tiny-random"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# Where tokenizers with one vocabulary differ: digits, spaces, cases, accents, scripts, code, special tokens in the text.
+_PROBE = (
+    "Hello world! It's 2 to 1,234.5678 (e.g. 10%)...  two  spaces\ttab\n\nnew lines  \n"
+    "naïve café ﬁnal Ｆｕｌｌ 東京 привет 🙂 e\u0301 https://a.b/c?d=e_f camelCase SHOUT don't you'll\n"
+    "def f(x):\n    return x**2 # </s><|endoftext|><|im_end|>"
 )
 
 
@@ -99,6 +109,16 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     return tokenizer
 
 
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of what a tokenizer does: its vocabulary, its special tokens, and the ids of a text on which tokenizers differ."""
+    behaviour = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "special": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
+        "probe": tokenizer(_PROBE).input_ids,
+    }
+    return hashlib.sha256(json.dumps(behaviour).encode()).hexdigest()
+
+
 def load_model(
     source: str | Path, device: torch.device | str = "cpu", dtype: str = "auto", revision: str | None = None
 ) -> PreTrainedModel:
@@ -135,8 +155,19 @@ def context_length(model: PreTrainedModel) -> int:
 
 def source_context_length(source: str | Path, revision: str | None = None) -> int:
     """`context_length` of a model that is not loaded."""
+    return _context(source_settings(source, revision)[0])
+
+
+def source_settings(
+    source: str | Path, revision: str | None = None
+) -> tuple[PretrainedConfig, GenerationConfig | None]:
+    """The configuration of a model that is not loaded, and its settings for generation, where it has some."""
     with _load_errors(source):
-        return _context(AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+    try:
+        return config, GenerationConfig.from_pretrained(str(source), revision=revision)
+    except OSError:
+        return config, None
 
 
 def _context(config: PretrainedConfig) -> int:

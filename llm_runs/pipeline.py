@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 import objectives
 from analysis.records import atomic_write, fingerprint, is_complete, read_run, write_run
-from llm_runs import assets, benchmarks, labelling, models, rewards, training
+from llm_runs import assets, benchmarks, labelling, models, reporting, rewards, training
 from llm_runs.account import Step
-from llm_runs.config import RunConfig
+from llm_runs.config import DELIVERY, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import COLUMNS, Evaluator
 from llm_runs.experiment import Experiment, LabelSet, Training
@@ -97,6 +97,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
         out=folder,
         evaluate=evaluate,
         evaluate_at=steps,
+        tokenizer=experiment.tokenizer,
     )
     if config.training.save_model:
         models.save(model, experiment.tokenizer, folder / "model")
@@ -175,6 +176,8 @@ def _fetch(experiment: Experiment) -> str | None:
     for name in sorted(wanted):
         assets.fetch(name)
     benchmarks.check(config.evaluation.benchmarks, config.evaluation.benchmark_include)
+    reporting.check(config.training.report_to)
+    experiment.check()
     context = experiment.context
     if experiment.own_pairs:
         training_pairs, held_out = experiment.own_pairs
@@ -381,6 +384,8 @@ def _settings(config: RunConfig, one: Training, objective: objectives.Objective,
     settings = config.to_dict()
     for key in ("objectives", "training_seeds", "cost_steps", "name"):
         del settings[key]
+    for key in DELIVERY:
+        del settings["training"][key]
     settings["objective"] = _objective(objective, one.objective)
     settings["labels"] = {
         "name": one.labels.name,

@@ -26,7 +26,7 @@ from llm_runs.config import ReferenceConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import TopTokens, collate, completion_logits, token_logps, top_tokens
-from llm_runs.models import autocast
+from llm_runs.models import autocast, tokenizer_fingerprint
 
 FORMAT = 1
 _TABLE, _MANIFEST = "reference.safetensors", "reference.json"
@@ -44,7 +44,7 @@ class ReferenceLogps:
     tokens' mass), starting at row `start` of that completion; `start` is -1 where none are stored.
     """
 
-    key: dict[str, Any]  # model, vocabulary, dtype, top_k: what the numbers depend on besides the tokens
+    key: dict[str, Any]  # model, tokenizer, dtype, top_k: what the numbers depend on besides the tokens
     digests: Tensor  # (M, 16) uint8: of prompt and completion ids
     logps: Tensor  # (M,) summed over the completion's tokens
     lengths: Tensor  # (M,) tokens
@@ -149,11 +149,10 @@ class ReferenceLogps:
 def reference_key(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ReferenceConfig
 ) -> dict[str, Any]:
-    """What the stored numbers depend on besides the tokens: the model's weights, the vocabulary, the precision and top_k."""
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    """What the stored numbers depend on besides the tokens: the model's weights, the tokenizer, the precision and top_k."""
     return {
         "model": model_fingerprint(model),
-        "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": str(model.dtype).removeprefix("torch."),
         "top_k": config.top_k,
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +72,13 @@ def train(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (the trainer writes its state last)."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+    """The newest checkpoint that was written to its end: the trainer writes its state last, and that is whole."""
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    for state in sorted(states, key=lambda path: -int(path.parent.name.rpartition("-")[2])):
+        with suppress(ValueError):
+            json.loads(state.read_bytes())
+            return str(state.parent)
+    return None
 
 
 def clear_checkpoints(folder: Path) -> None:

@@ -17,17 +17,16 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -35,6 +34,7 @@ from transformers import (
 
 import objectives
 from analysis.records import atomic_write, fingerprint
+from llm_runs import failures, guards, memory, reporting
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import completion_logits, completion_logps, kl_from_top, log_collisions, token_logps
@@ -61,6 +61,7 @@ def train(
     out: Path,
     evaluate: Evaluate | None = None,
     evaluate_at: Collection[int] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place and return the metrics, one number a row: columns step, name, value.
 
@@ -75,16 +76,20 @@ def train(
         seed: of the order of the examples (the same for every objective) and of LoRA's initial weights.
         out: folder for checkpoints (`checkpoints/`, from which an interrupted training goes on) and a failing batch.
         evaluate: called with the model, in evaluation mode, and the step, after each step in `evaluate_at`.
+        tokenizer: kept with every checkpoint, and used to make a failing batch readable.
 
     Metrics per logged step: loss, loss/<term>, plain_margin, plain_accuracy (of log pi(chosen) - log pi(rejected)), chosen_logps,
     rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds,
     step_cpu_seconds (of all threads), peak_memory_bytes; margin and accuracy (reference
-    adjusted) where the objective uses the reference; once, at the last step, passes/<source>: how often each source was seen.
+    adjusted) where the objective uses the reference; kl_per_token/<source> (`guards.kl_per_token`) where the batch says something of the
+    reference; once, at the last step, passes/<source>: how often each source was seen.
 
     Raises:
-        TrainingError: unusable input; policy and reference that differ at step 0; a loss or gradient that is not finite (the
-            batch is saved in `out`); checkpoints in `out` that belong to another training.
+        InputError: unusable input; a reference of another model; policy and reference that differ at step 0; a loss or gradient that
+            is not finite, or a policy too far from the reference (`config.kl_limit`): the batch is saved in `out` and the
+            last good checkpoint kept; too little memory; checkpoints in `out` that belong to another training.
     """
+    reporting.check(config.report_to)
     if objective.needs_temperature:
         raise TrainingError(f"{objective.label}: resolve temperature='auto' first (objective.with_temperature(number))")
     from_reference = {"reference_token_kl"} | ({"ref_logps"} if config.reference == "precomputed" else set())
@@ -93,6 +98,8 @@ def train(
         stored = reference() if callable(reference) else reference
     data = Microbatches(objective.needs_on_pairs, pairs, reference_samples, pretraining, stored, config, seed)
     _check_lengths(model, data)
+    if stored is not None:
+        guards.check_same_weights(stored.key, model)
     if data.passes.get("reference_samples", 0) > 1:
         warnings.warn(
             f"each reference sample is used {data.passes['reference_samples']:.1f} times; more than one pass memorises them: "
@@ -118,12 +125,19 @@ def train(
         args=_arguments(model, config, data.per_step, seed, checkpoints),
         train_dataset=data,
         data_collator=lambda items: items[0],
-        callbacks=[steps := _Steps(evaluate, evaluate_at)],
+        processing_class=tokenizer,
+        callbacks=[
+            failures.KeepLastGood(checkpoints),
+            steps := _Steps(evaluate, evaluate_at),
+            *reporting.callbacks(config.report_to, out),
+        ],
     )
     show_progress(trainer, objective.label)
     trainer.objective, trainer.live, trainer.steps, trainer.out = objective, live, steps, out
+    trainer.kl_limit = config.kl_limit
     reset_peak_memory(model.device)
-    trainer.train(resume_from_checkpoint=resume_from)
+    with memory.explained(lambda: memory.of_training(trained, data, config, live is not None)):
+        trainer.train(resume_from_checkpoint=resume_from)
     if isinstance(trained, PeftModel):
         trained.merge_and_unload()
     model.eval()
@@ -142,6 +156,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
     live: _LiveReference | None
     steps: _Steps
     out: Path
+    kl_limit: float | None
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -161,11 +176,15 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
             loss = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(loss):
                 raise objectives.ObjectiveError(f"the loss is {loss.item()}")
+            kl = guards.kl_per_token(batches, microbatch.sample_ref_logps)
+            if too_far := guards.beyond(kl, self.kl_limit):
+                raise objectives.ObjectiveError(too_far)
         except objectives.ObjectiveError as error:
             raise self._failure(step + 1, str(error), inputs) from error
         self._last_inputs = inputs
         with torch.no_grad():
-            self._parts.append(_statistics(self.objective, terms, batches))
+            parts = _statistics(self.objective, terms, batches)
+            self._parts.append(parts | {f"kl_per_token/{source}": value for source, value in kl.items()})
         return loss
 
     def _batches(self, model: Any, microbatch: Microbatch) -> dict[str, objectives.Batch]:
@@ -217,17 +236,19 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
             self._parts.clear()
             if not math.isfinite(logs.get("grad_norm", 0.0)):
                 reason = f"the gradient's norm is {logs['grad_norm']}"
-                raise self._failure(int(self.state.global_step), reason, self._last_inputs)
+                raise self._failure(int(self.state.global_step), reason, self._last_inputs, weights_are_good=True)
         super().log(logs, start_time)
 
-    def _failure(self, step: int, reason: str, inputs: Mapping[str, Tensor]) -> TrainingError:
-        path = self.out / "failed_batch.safetensors"
-        table = {name: tensor.detach().cpu().contiguous() for name, tensor in inputs.items()}
-        atomic_write(
-            path, safetensors.torch.save(table, metadata={"step": str(step), "objective": self.objective.label})
-        )
+    def _failure(
+        self, step: int, reason: str, inputs: Mapping[str, Tensor], weights_are_good: bool = False
+    ) -> TrainingError:
+        """The error for a failed step; its batch is written, and of the checkpoints the last good one kept."""
+        examples = self.train_dataset.examples(int(inputs["index"]))
+        about = {"step": step, "objective": self.objective.label, "reason": reason}
+        path = failures.save_batch(self.out, inputs, examples, about, self.processing_class)
+        kept = failures.keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
         return TrainingError(
-            f"training stopped at step {step} of {self.objective.label}: {reason}. The batch is in {path}. "
+            f"training stopped at step {step} of {self.objective.label}: {reason}. {kept}; the batch is in {path}. "
             "Lower training.learning_rate, or look at the objective's hyper-parameters"
         )
 
@@ -314,8 +335,7 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or 500,
-        save_total_limit=1,
-        report_to="none",
+        report_to=reporting.passed_on(config.report_to) or "none",
         seed=seed,
     )
     if per_step % arguments.world_size:
@@ -454,7 +474,7 @@ def _identity(objective: objectives.Objective, data: Microbatches, config: Train
         "pretraining": [tuple(text) for text in data.texts],
     }
     used = {source: sources[source] for source in sorted(data.order)}
-    return fingerprint([objective.label, used, asdict(config), seed, data.reference.key if data.reference else None])
+    return fingerprint([objective.label, used, config.decisive, seed, data.reference.key if data.reference else None])
 
 
 def _resumable(folder: Path, identity: str) -> str | None:

@@ -30,6 +30,7 @@ SMALL = [
     "data.reward_texts=300",
     "data.sft_texts=300",
     "training.steps=4",
+    "training.save_every=1",
     "evaluation.at=[2]",
 ]
 
@@ -297,6 +298,8 @@ def test_a_changed_own_file_is_noticed(own: Path, tmp_path: Path) -> None:
         (["run", "nonsense", "--out", "OUT"], "quick"),
         (["train", "tiny", "--out", "OUT", "--only", "nonsense"], "no training has 'nonsense'"),
         (["run", "tiny", "--out", "OUT", "--set", "data.prompt_tokens=250"], "context of 256"),
+        (["run", "tiny", "--out", "OUT", "--set", "sft.sequence_tokens=300"], "sft.sequence_tokens is 300"),
+        (["run", "tiny", "--out", "OUT", "--set", "training.report_to=[tensorbord]"], "unknown 'tensorbord'"),
         (["run", "tiny", "--out", "OUT", "--set", "data.sft_texts=100000"], "make some part smaller"),
         (["run", "tiny", "--out", "OUT", "--set", "data.text=missing.jsonl"], "no such text file: missing.jsonl"),
         (["run", "tiny", "--out", "OUT", "--set", "evaluation.benchmarks=[hellaswagg_100]"], "hellaswag_100"),

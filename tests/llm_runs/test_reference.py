@@ -99,7 +99,7 @@ def test_other_weights_settings_or_tokenizer_are_refused(tiny, computed, tmp_pat
         ReferenceLogps.load(folder, key=reference.reference_key(model, tokenizer, ReferenceConfig(top_k=16)))
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["<extra>"])
-    with pytest.raises(ReferenceCacheError, match="vocabulary"):
+    with pytest.raises(ReferenceCacheError, match="tokenizer"):
         ReferenceLogps.load(folder, key=reference.reference_key(model, other, CONFIG))
     with pytest.raises(ReferenceCacheError, match="dtype is float32, expected bfloat16"):
         ReferenceLogps.load(folder, key=reference.reference_key(copy.deepcopy(model).bfloat16(), tokenizer, CONFIG))

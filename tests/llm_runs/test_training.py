@@ -24,9 +24,11 @@ from transformers import (
 import objectives
 from llm_runs import reference, training
 from llm_runs.config import LoRAConfig, ReferenceConfig, TrainingConfig
+from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.models import tiny_random
-from llm_runs.reference import ReferenceLogps
+from llm_runs.reference import ReferenceLogps, model_fingerprint
+from llm_runs.sft import last_checkpoint
 from llm_runs.training import TrainingError, train
 
 VOCABULARY = 50
@@ -422,8 +424,11 @@ def test_policy_and_reference_that_differ_are_found_at_step_0(stored: ReferenceL
     for objective, factor in ((DPO, 1.01), (full, 1.5)):  # the KL is quadratic in a small difference
         other = llama()
         other.model.layers[1].mlp.down_proj.weight.data *= factor
-        with pytest.raises(TrainingError, match=r"policy and reference differ by up to .* before the first step"):
+        with pytest.raises(InputError, match="the reference log-probs are of another model"):
             run(objective, stored, tmp_path, model=other)
+        claimed = replace(stored, key={**stored.key, "model": model_fingerprint(other)})
+        with pytest.raises(TrainingError, match=r"policy and reference differ by up to .* before the first step"):
+            run(objective, claimed, tmp_path, model=other)
 
 
 def test_a_model_s_own_dropout_is_off(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -450,11 +455,14 @@ def test_nan_stops_training_and_keeps_batch_and_checkpoint(
         model.model.norm.weight.data[0] = torch.nan
 
     config = replace(CONFIG, steps=4, batch_size=4, reference_batch_size=4, save_every=1)
-    with pytest.raises(TrainingError, match=rf"stopped at step 3 of {objective.name}\(.*failed_batch.safetensors"):
+    with pytest.raises(
+        TrainingError, match=rf"stopped at step 3 of {objective.name}\(.*checkpoint-1; .*failed_batch.json"
+    ):
         # The weights break after the step, before its checkpoint is written: the good one is that of step 1.
         run(objective, stored, tmp_path, config=config, evaluate=poison, evaluate_at=(2,))
     batch = safetensors.torch.load_file(tmp_path / "failed_batch.safetensors")
     assert batch["sizes"].tolist() == [4, 4, 4 if objective is MAXPO else 0, 0]
+    assert last_checkpoint(tmp_path / "checkpoints") == str(tmp_path / "checkpoints" / "checkpoint-1")
     prompts = {p.prompt_ids for p in PAIRS}
     first = batch["input_ids"][0][: batch["input_ids"].shape[1] - batch["completion_mask"].shape[1]]
     assert tuple(first[batch["attention_mask"][0][: len(first)].bool()].tolist()) in prompts

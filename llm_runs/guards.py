@@ -1,0 +1,130 @@
+"""What must hold before a training spends any time: model, tokenizer, reference and lengths belong together.
+
+And what is watched while it runs: how far the policy has gone from the reference (`kl_per_token`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import objectives
+from llm_runs.config import RunConfig
+from llm_runs.errors import InputError
+from llm_runs.models import tokenizer_fingerprint
+from llm_runs.reference import model_fingerprint
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    source: str,
+    generation: GenerationConfig | None = None,
+) -> None:
+    """The tokenizer's ids must exist in the model, and its end-of-text token must be the model's.
+
+    Args:
+        tokenizer: as loaded.
+        config: the model's configuration; no weights are needed.
+        source: where the model is from, for the message.
+        generation: the model's settings for generation, which may name further end-of-text tokens.
+
+    Raises:
+        InputError: they do not belong together.
+    """
+    vocabulary = int(config.get_text_config().vocab_size)
+    advice = "use the tokenizer that came with the model, or correct its config.json"
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocabulary:
+        raise InputError(
+            f"the tokenizer of {source} has ids up to {highest}, but the model's vocabulary is {vocabulary}: {advice}"
+        )
+    ends: set[int] = set()
+    for settings in (config.get_text_config(), generation):
+        named = getattr(settings, "eos_token_id", None)
+        ends |= set(named) if isinstance(named, list | tuple) else set() if named is None else {named}
+    if ends and tokenizer.eos_token_id not in ends:
+        raise InputError(
+            f"the tokenizer of {source} ends texts with {tokenizer.eos_token!r} (id {tokenizer.eos_token_id}), "
+            f"but the model with id {' or '.join(map(str, sorted(ends)))}: {advice}"
+        )
+
+
+def check_same_tokenizer(stored: str | None, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """InputError where `what` was made with a tokenizer of another fingerprint (`stored`)."""
+    if stored != (current := tokenizer_fingerprint(tokenizer)):
+        raise InputError(
+            f"{what} was made with another tokenizer (fingerprint {str(stored)[:12]}, now {current[:12]}): token ids would mean other "
+            "texts; delete it to make it again, or go back to the tokenizer it was made with"
+        )
+
+
+def check_contexts(config: RunConfig, context: int) -> None:
+    """InputError where a length of the configuration exceeds the model's context of `context` tokens."""
+    lengths = {"evaluation.other_text_tokens": config.evaluation.other_text_tokens}
+    if config.data.preferences is None:
+        lengths["data.prompt_tokens + data.completion_tokens"] = (
+            config.data.prompt_tokens + config.data.completion_tokens
+        )
+        if config.sft.steps:
+            lengths["sft.sequence_tokens"] = config.sft.sequence_tokens
+    too_long = [f"{name} is {length}" for name, length in lengths.items() if length > context]
+    if too_long:
+        raise InputError(f"{' and '.join(too_long)}, over the model's context of {context} tokens: lower it")
+
+
+def check_same_weights(key: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """InputError where the reference's numbers, by their key (`reference.reference_key`), are not of `model` as it is now."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    if key["dtype"] != dtype:
+        raise InputError(
+            f"the reference log-probs were computed in {key['dtype']}, but the policy is in {dtype}: "
+            "compute them again, or load the policy in that dtype (model.dtype)"
+        )
+    if key["model"] != (current := model_fingerprint(model)):
+        raise InputError(
+            "the reference log-probs are of another model than the policy starts from "
+            f"(weights {key['model'][:12]}, policy {current[:12]}): compute them again for this model"
+        )
+
+
+def kl_per_token(batches: Mapping[str, objectives.Batch], sample_ref_logps: Tensor | None = None) -> dict[str, Tensor]:
+    """Estimates of KL(pi_ref || pi) in nats a token, by source; none where nothing is known of the reference.
+
+    With full-token KL it is that KL. Else it is the mean of log pi_ref - log pi over the completions, over their mean length: unbiased
+    where they are samples of the reference (on one's own pairs it is a distance in likelihood). The low-variance form k3
+    would be e^x of a sum of log-ratios, which overflows exactly where the watch is needed.
+
+    Args:
+        batches: of one forward pass.
+        sample_ref_logps: log-probabilities of the reference samples, (N,), as noted when they were drawn.
+    """
+    found: dict[str, Tensor] = {}
+    pairs, samples = batches.get("pairs"), batches.get("reference_samples")
+    if isinstance(pairs, objectives.PairBatch):
+        stored = (pairs.ref_chosen_logps, pairs.ref_rejected_logps)
+        lengths = (pairs.chosen_lengths, pairs.rejected_lengths)
+        if stored[0] is not None and stored[1] is not None and lengths[0] is not None and lengths[1] is not None:
+            drop = stored[0].sum() + stored[1].sum() - pairs.chosen_logps.sum() - pairs.rejected_logps.sum()
+            found["pairs"] = (drop / (lengths[0].sum() + lengths[1].sum())).detach()
+    if isinstance(samples, objectives.SampleBatch) and samples.lengths is not None:
+        kl = samples.token_kl
+        if kl is None and sample_ref_logps is not None:
+            kl = sample_ref_logps - samples.logps
+        if kl is not None:
+            found["reference_samples"] = (kl.sum() / samples.lengths.sum()).detach()
+    return found
+
+
+def beyond(kl: Mapping[str, Tensor], limit: float | None) -> str | None:
+    """What to say where an estimate of `kl_per_token` exceeds `limit` (None: no limit) or is not a number."""
+    if limit is None:
+        return None
+    for source, value in kl.items():
+        if not (found := float(value)) <= limit:
+            where = source.replace("_", " ")
+            return f"the policy is {found:.3g} nats a token from the reference on its {where}, beyond training.kl_limit={limit:g}"
+    return None
