@@ -1,0 +1,56 @@
+"""A penalty that sees the reference through 4 to 1,024 of its samples, many data sets: what is lost against the whole reference?
+
+With N samples the regulariser is the cross entropy to their empirical distribution: an action that was never sampled has nothing that
+holds it (F11). An objective that takes the reference from a model, or takes none, loses nothing here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from objectives import Objective
+from toy_bandits import worlds
+from toy_bandits.diagnostics.base import DATA_SET, Case, Diagnostic, answers
+
+WORLDS = tuple(f"finite_reference/{number}" for number in range(5))
+
+
+def probe(objective: Objective) -> pd.DataFrame:
+    """One row per (world, data set); ``apart`` is the total variation distance to the answer with the whole reference."""
+    first = worlds.get(WORLDS[0])
+    cases = [Case("whole", first.truth, first.truth)]
+    for world_id in WORLDS:
+        world = worlds.get(world_id)
+        columns = {
+            "samples": world.settings["reference_samples"]["count"],
+            DATA_SET: range(world.problem.batch_shape[0]),
+        }
+        cases.append(Case(world_id, world.problem, world.truth, columns=columns))
+    whole, *drawn = answers(objective, cases)
+    return pd.concat(
+        [
+            answer.rows(apart=0.5 * (answer.log_policy.exp() - whole.log_policy.exp()).abs().sum((-2, -1)))
+            for answer in drawn
+        ],
+        ignore_index=True,
+    )
+
+
+def score(frame: pd.DataFrame) -> float:
+    """1 - the mean total variation distance between the answers with N samples and with the whole reference; mean over N.
+
+    1: samples do as well as the reference. 0: the answers have nothing in common.
+    """
+    return float(1.0 - np.mean(frame.groupby("samples")["apart"].mean())) if len(frame) else float("nan")
+
+
+DIAGNOSTIC = Diagnostic(
+    id="finite_reference",
+    label="reference data",
+    title="Finite reference data",
+    reading="few samples of the reference do as well as the reference",
+    facts=("F11", "C9"),
+    probe=probe,
+    score=score,
+)

@@ -1,0 +1,53 @@
+"""2 to 128 actions, each compared with about six others, under Bradley-Terry: does the answer stay as good for its KL?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from objectives import Objective
+from toy_bandits import worlds
+from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+
+WORLDS = tuple(f"many_actions/{number}" for number in range(7))
+MANY = 16
+
+
+def probe(objective: Objective) -> pd.DataFrame:
+    """One row per world; ``efficiency`` as in `Answer.efficiency`."""
+    cases = [
+        Case(
+            world,
+            worlds.get(world).problem,
+            worlds.get(world).truth,
+            columns={"actions": worlds.get(world).problem.actions},
+        )
+        for world in WORLDS
+    ]
+    return pd.concat(
+        [answer.rows(efficiency=answer.efficiency) for answer in answers(objective, cases)], ignore_index=True
+    )
+
+
+def score(frame: pd.DataFrame) -> float:
+    """Gain in reward as a share of the RLHF optimum's at the same KL: mean over worlds of 16 actions and more, over that with fewer; at
+    most 1.
+
+    1: no worse for each nat with many actions than with few, as DPO under Bradley-Terry (F2). 0: with many the KL buys nothing.
+    """
+    gains = frame.assign(efficiency=frame["efficiency"].clip(0.0, 1.0))
+    few, many = (gains[of]["efficiency"].mean() for of in (gains["actions"] < MANY, gains["actions"] >= MANY))
+    if np.isnan(few) or np.isnan(many):
+        return float("nan")
+    return float(min(1.0, many / few)) if few > 0 else 0.0
+
+
+DIAGNOSTIC = Diagnostic(
+    id="many_actions",
+    label="many actions",
+    title="Growth with the number of actions",
+    reading="what a nat buys does not fall as actions become many",
+    facts=("F1", "F2", "F6"),
+    probe=probe,
+    score=score,
+)

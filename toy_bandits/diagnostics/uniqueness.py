@@ -1,0 +1,62 @@
+"""The worlds of partial support once more, from eight starts: the reference, and seven random policies.
+
+An objective has one answer, a continuum of answers among which the start decides, or none at all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from objectives import Objective
+from toy_bandits import worlds
+from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.solution import DIVERGES
+
+WORLDS = tuple(f"partial_support/{number}" for number in range(7))
+STARTS, SCALE = 8, 2.0
+NOTHING = -30.0
+"""Log-probabilities below count as no mass at all."""
+
+
+def probe(objective: Objective) -> pd.DataFrame:
+    """One row per (world, start); ``log_apart`` is the largest difference between two starts' log-probs of one action."""
+    cases = []
+    for world_id in WORLDS:
+        world = worlds.get(world_id)
+        reference = world.problem.log_reference
+        generator = torch.Generator().manual_seed(0)
+        drawn = SCALE * torch.randn((STARTS - 1, *reference.shape), generator=generator, dtype=torch.float64)
+        start = torch.cat([reference.unsqueeze(0), drawn])
+        columns = {"start": range(STARTS)}
+        cases.append(Case(world_id, world.problem.expand((STARTS,)), world.truth, start, columns))
+    frames = []
+    for answer in answers(objective, cases):
+        logs = answer.log_policy.clamp(min=NOTHING)
+        frames.append(answer.rows(log_apart=(logs.amax(0) - logs.amin(0)).amax()))
+    return pd.concat(frames, ignore_index=True)
+
+
+def score(frame: pd.DataFrame) -> float:
+    """Mean over worlds of the smallest over the largest mass that an action gets from any start, of the action where they differ most; 0 in
+    a world without an answer.
+
+    1: the same answer from every start, as with MaxPO (F6). 0: there is no minimiser, or the start decides everything. Between: it decides
+    part of it, as with IPO (F5).
+    """
+    if not len(frame):
+        return float("nan")
+    agreement = np.where(frame["status"] == DIVERGES, 0.0, np.exp(-frame["log_apart"]))
+    return float(frame.assign(agreement=agreement).groupby("world")["agreement"].min().mean())
+
+
+DIAGNOSTIC = Diagnostic(
+    id="uniqueness",
+    label="one answer",
+    title="Uniqueness of the answer",
+    reading="there is an answer, and it does not depend on the start",
+    facts=("F5", "F6"),
+    probe=probe,
+    score=score,
+)
