@@ -17,7 +17,7 @@ from objectives import Objective, ObjectiveError
 from toy_bandits import metrics
 from toy_bandits.errors import BanditError
 from toy_bandits.expectations import SUPPLIERS
-from toy_bandits.loops.yardstick import reward_bound
+from toy_bandits.optimum import regret_to_bound
 from toy_bandits.problem import MINIMAL_NDIM, Bandit
 from toy_bandits.solution import UNSOLVED
 from toy_bandits.solver import solve
@@ -197,12 +197,15 @@ class Answer:
         """(B,): gain in true reward over the reference's, as a share of the greatest gain that any policy of the same KL has.
 
         The greatest is the RLHF optimum's (F1). 1 where the policy is the reference: nothing is lost.
+
+        Raises:
+            BanditError: a policy gains more than that, which none can.
         """
         truth = self.case.truth.expand(self.log_policy.shape[:-2])
         before = metrics.expected_reward(truth, truth.log_reference)
-        possible = reward_bound(truth, self.log_policy) - before
-        gain = metrics.expected_reward(truth, self.log_policy) - before
-        return torch.where(possible > NONE_TO_GAIN, gain / possible.clamp(min=NONE_TO_GAIN), 1.0)
+        bound, missing = regret_to_bound(truth, self.log_policy, f"world {self.case.world}")
+        possible = bound - before
+        return torch.where(possible > NONE_TO_GAIN, 1.0 - missing / possible.clamp(min=NONE_TO_GAIN), 1.0)
 
 
 def answers(objective: Objective, cases: Sequence[Case]) -> Iterator[Answer]:
