@@ -31,6 +31,8 @@ class Link:
 
     ``slope_plus``, ``slope_minus``: lim value(z) / |z| for z -> +inf, -inf (``inf`` where it grows faster than linearly).
     ``attains_plus``, ``attains_minus``: where that slope is 0, whether the link is constant from some point on (it then attains its limit).
+    ``tail_plus``, ``tail_minus``: the rate kappa at which value(z) - its asymptote ~ C e^(-kappa |z|); NaN where it is unknown or none.
+    ``flat_after``: with ``attains_plus``, from which z on the link is constant.
     ``convex``: whether the link is known to be convex; an exact solver then needs one start only.
     """
 
@@ -42,6 +44,9 @@ class Link:
     slope_minus: float
     attains_plus: bool = False
     attains_minus: bool = False
+    tail_plus: float = math.nan
+    tail_minus: float = math.nan
+    flat_after: float = math.inf
     convex: bool = True
 
 
@@ -56,6 +61,8 @@ logistic = Link(
     second=_sigmoid_slope,
     slope_plus=0.0,
     slope_minus=1.0,
+    tail_plus=1.0,
+    tail_minus=1.0,
 )
 """L(z) = -log s(z): falls for ever, so a pair that always wins pulls its margin to infinity."""
 
@@ -75,6 +82,8 @@ negative_sigmoid = Link(
     second=lambda z: _sigmoid_slope(z) * (2.0 * torch.sigmoid(z) - 1.0),
     slope_plus=0.0,
     slope_minus=0.0,
+    tail_plus=1.0,
+    tail_minus=1.0,
     convex=False,
 )
 """-s(z): bounded, so any coercive regulariser, however weak, keeps the minimiser finite; not convex for z < 0."""
@@ -86,6 +95,8 @@ error_probability = Link(
     second=negative_sigmoid.second,
     slope_plus=0.0,
     slope_minus=0.0,
+    tail_plus=1.0,
+    tail_minus=1.0,
     convex=False,
 )
 """1 - s(z): `negative_sigmoid` lifted to start at 0."""
@@ -97,6 +108,7 @@ hinge = Link(
     second=torch.zeros_like,
     slope_plus=0.0,
     slope_minus=1.0,
+    flat_after=1.0,
     attains_plus=True,
 )
 
@@ -107,6 +119,7 @@ truncated_square = Link(
     second=lambda z: 2.0 * (z < 1.0).to(z.dtype),
     slope_plus=0.0,
     slope_minus=math.inf,
+    flat_after=1.0,
     attains_plus=True,
 )
 
@@ -117,6 +130,7 @@ exponential = Link(
     second=lambda z: torch.exp((-z).clamp(max=LARGEST_EXPONENT)) * (-z < LARGEST_EXPONENT),
     slope_plus=0.0,
     slope_minus=math.inf,
+    tail_plus=1.0,
 )
 """e^-z, continued along its tangent below z = -64."""
 
@@ -133,6 +147,8 @@ savage = Link(
     second=_savage_second,
     slope_plus=0.0,
     slope_minus=0.0,
+    tail_plus=2.0,
+    tail_minus=1.0,
     convex=False,
 )
 """1/(1 + e^z)^2: bounded, so a badly wrong pair teaches nothing."""
@@ -144,6 +160,10 @@ def two_sided(link: Link, agree: float, disagree: float, *, name: str, convex: b
     def slope(weight: float, value: float) -> float:
         return weight * value if weight else 0.0  # 0 * inf is 0: that side does not occur
 
+    def slowest(one: float, other: float) -> float:
+        tails = [tail for weight, tail in ((agree, one), (disagree, other)) if weight]
+        return math.nan if any(map(math.isnan, tails)) else min(tails, default=math.nan)
+
     return Link(
         name=name,
         value=lambda z: agree * link.value(z) + disagree * link.value(-z),
@@ -153,6 +173,8 @@ def two_sided(link: Link, agree: float, disagree: float, *, name: str, convex: b
         slope_minus=slope(agree, link.slope_minus) + slope(disagree, link.slope_plus),
         attains_plus=(link.attains_plus or not agree) and (link.attains_minus or not disagree),
         attains_minus=(link.attains_minus or not agree) and (link.attains_plus or not disagree),
+        tail_plus=slowest(link.tail_plus, link.tail_minus),
+        tail_minus=slowest(link.tail_minus, link.tail_plus),
         convex=convex,
     )
 

@@ -46,13 +46,20 @@ def judge(
         gradient_norm=derivatives.gradient.flatten(1).norm(dim=-1),
         value=derivatives.value,
         proved=structure.diverges | (converged & (structure.unique | structure.unbounded)),
-        direction=direction,
+        direction=_unit(direction),
         dimension=dimension,
         minima=torch.where(diverges, 0, minima),
+        tie=tie,
         curvature=lowest,
         newton_step=minimum.step.flatten(1).abs().amax(-1),
         iterations=minimum.iterations,
     )
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """(B, X, A): scaled so that the two actions of a context that part fastest do so by one nat per nat; 0 stays 0."""
+    size = (direction.amax(-1) - direction.amin(-1)).amax(-1)
+    return direction / torch.where(size > 0, size, 1.0)[:, None, None]
 
 
 def _runs_away(function: Function, groups: Tensor, minimum: Minimum, structure: Structure) -> tuple[Tensor, Tensor]:

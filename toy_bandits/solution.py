@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from objectives import Objective
 from toy_bandits import metrics
+from toy_bandits.details import Details
 from toy_bandits.problem import Bandit
 
-CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = "converged", "diverges", "not_unique", "unsolved"
-STATUSES = np.array([CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED])
+STATUSES = np.array(["converged", "diverges", "not_unique", "unsolved"])
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,24 @@ class Certificate:
 
     Attributes:
         proved: the status follows from the losses' behaviour at infinity (and convexity), not only from numbers.
-        direction: (..., X, A) logits along which the objective falls for ever; 0 unless the status is "diverges".
+        direction: (..., X, A) logits along which the objective falls for ever, scaled so that the two actions that part fastest do so
+            by one nat per nat; 0 unless the status is "diverges".
         dimension: of the set of minimisers (logits, without the constant per context); 0 where the minimiser is unique.
         minima: distinct minima found from all starts; 1 where the objective is convex.
         curvature: smallest eigenvalue of the Hessian at the answer, its diagonal scaled to 1, without the
             directions that are known to be flat.
         newton_step: largest change of a logit that one more Newton step would make.
         iterations: Newton iterations.
+        details: computes what follows when it is first asked for.
+
+    Further, each (...):
+        rate: where the status is "diverges": kappa, with F(t) - inf F ~ C e^(-kappa t) at t nats along ``direction``, from the tails of
+            the losses; or as the losses' slopes show it over many nats where their tails are not known (``proved`` is then False);
+            inf where they fall faster than any exponential. NaN where unknown, and where the objective has no lower bound.
+        slope: dF/dt far along ``direction``: negative where the objective has no lower bound, else 0; NaN where not known.
+        kl_range: infimum and supremum of KL(pi || pi_ref) over the set of minimisers; the supremum need not be attained (masses may tend
+            to 0). Both are the policy's KL where the minimiser is unique, and the limit's where the status is "diverges". Where
+            several minima are equally good: the least and largest among those found. NaN: not known.
     """
 
     proved: Any
@@ -40,6 +52,22 @@ class Certificate:
     curvature: Any
     newton_step: Any
     iterations: Any
+    details: Details = field(repr=False)
+
+    @property
+    def rate(self) -> Any:
+        """See the class."""
+        return self.details.rate[0]
+
+    @property
+    def slope(self) -> Any:
+        """See the class."""
+        return self.details.rate[1]
+
+    @property
+    def kl_range(self) -> tuple[Any, Any]:
+        """See the class."""
+        return self.details.kl_range
 
 
 @dataclass(frozen=True)
@@ -90,16 +118,19 @@ class Answer:
     direction: Tensor
     dimension: Tensor
     minima: Tensor
+    tie: Tensor  # another minimum is as good
     curvature: Tensor
     newton_step: Tensor
     iterations: Tensor
 
 
-def assemble(problem: Bandit, answers: Sequence[Answer], shape: torch.Size) -> Solution:
-    """Pieces joined and given the leading dimensions ``shape``."""
+def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], shape: torch.Size) -> Solution:
+    """Pieces joined and given the leading dimensions ``shape``; the objective is the flattened batch's."""
+
+    whole = {name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0])}
 
     def joined(name: str) -> Tensor:
-        flat = torch.cat([getattr(answer, name) for answer in answers])
+        flat = whole[name]
         tensor = flat.reshape([*shape, *flat.shape[1:]])
         return tensor.squeeze(-2) if flat.ndim == 3 and not problem.has_contexts else tensor
 
@@ -107,6 +138,17 @@ def assemble(problem: Bandit, answers: Sequence[Answer], shape: torch.Size) -> S
         tensor = joined(name)
         return tensor if shape else tensor.item()
 
+    details = Details(
+        problem=problem.flattened(shape),
+        objective=objective,
+        logits=whole["logits"],
+        log_policy=whole["log_policy"],
+        status=whole["status"],
+        direction=whole["direction"],
+        dimension=whole["dimension"],
+        tie=whole["tie"],
+        shape=shape,
+    )
     status = STATUSES[joined("status").cpu().numpy()]
     log_policy = joined("log_policy")
     return Solution(
@@ -124,6 +166,7 @@ def assemble(problem: Bandit, answers: Sequence[Answer], shape: torch.Size) -> S
             curvature=plain("curvature"),
             newton_step=plain("newton_step"),
             iterations=plain("iterations"),
+            details=details,
         ),
         problem=problem.expand(shape),
     )

@@ -77,7 +77,7 @@ def _checked(
         _solve(flat.take(index), batching.take(spread, index), begin[index], starts, seed, progress)
         for index in torch.split(torch.arange(count, device=begin.device), chunk)
     ]
-    return assemble(problem, answers, shape)
+    return assemble(problem, spread, answers, shape)
 
 
 def _start(problem: Bandit, start: Array) -> Tensor:

@@ -62,7 +62,7 @@ def analyse(function: Function) -> Structure:
     convex, strict = known.clone(), known.clone()
     for piece in function.pieces:
         if isinstance(piece, PairPiece):
-            weights = problem.label_weights * _column(piece.term.weight)
+            weights = problem.label_weights * column(piece.term.weight)
             against = weights.transpose(-1, -2)
             link = piece.link
             compared |= (weights > 0) | (against > 0)
@@ -109,18 +109,18 @@ def analyse(function: Function) -> Structure:
     )
 
 
-def _column(value: float | Tensor) -> float | Tensor:
+def column(value: float | Tensor) -> float | Tensor:
     """A weight per problem, to broadcast over tables (B, X, A, A)."""
     return value.reshape(-1, 1, 1, 1) if isinstance(value, Tensor) and value.ndim else value
 
 
 def _times(weights: Tensor, slope: float | Tensor, piece: PairPiece) -> Tensor:
     """weights * slope of the term's loss per nat, with 0 * inf = 0."""
-    return torch.where(weights > 0, weights * _column(slope) * _column(piece.term.scale), 0.0)
+    return torch.where(weights > 0, weights * column(slope) * column(piece.term.scale), 0.0)
 
 
 def _is_zero(slope: float | Tensor) -> Tensor:
-    return torch.as_tensor(_column(slope)) == 0
+    return torch.as_tensor(column(slope)) == 0
 
 
 def closure(edges: Tensor) -> Tensor:
