@@ -16,7 +16,8 @@ from toy_bandits import metrics
 from toy_bandits.details import Details
 from toy_bandits.problem import Bandit
 
-STATUSES = np.array(["converged", "diverges", "not_unique", "unsolved"])
+CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = "converged", "diverges", "not_unique", "unsolved"
+STATUSES = np.array([CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED])
 
 
 @dataclass(frozen=True)
