@@ -168,6 +168,12 @@ class Bandit:
         made.has_contexts = False
         return made
 
+    def with_contexts(self) -> Bandit:
+        """The same worlds, whose solutions have the dimension X even where there is one context."""
+        made = self._map(lambda tensor, core: tensor)
+        made.has_contexts = True
+        return made
+
     @property
     def batch_shape(self) -> torch.Size:
         """The leading dimensions: () for a single problem."""
@@ -212,6 +218,13 @@ class Bandit:
     def take(self, index: Tensor) -> Bandit:
         """The problems ``index`` of a flattened batch."""
         return self._map(lambda tensor, core: tensor[index])
+
+    def replaced(self, **tensors: Tensor) -> Bandit:
+        """The same problems with other tensors, by attribute name, in the shapes of the attributes; they are not checked."""
+        made = self._map(lambda tensor, core: tensor)
+        for name, tensor in tensors.items():
+            setattr(made, name, tensor)
+        return made
 
     def _map(self, function: Any) -> Bandit:
         made = object.__new__(Bandit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,22 +25,36 @@ SAME_VALUE = 1e-10
 SAME_POLICY = 1e-6
 
 
+class Policy(Protocol):
+    """What `solve` asks of a policy with parameters; `toy_bandits.policies` has them."""
+
+    def solve(
+        self, problem: Bandit, objective: Objective, start: Array | None, *, starts: int, seed: int, progress: bool
+    ) -> Solution:
+        """The optimum over the policy's parameters."""
+        ...
+
+
 def solve(
     problem: Bandit,
     objective: Objective,
     start: Array | None = None,
     *,
+    policy: Policy | None = None,
     starts: int = 16,
     seed: int = 0,
     progress: bool = False,
 ) -> Solution:
-    """Minimise the objective's exact expectation over all tabular softmax policies.
+    """Minimise the objective's exact expectation over all tabular softmax policies, or over those of ``policy``.
 
     Args:
         problem: the world, or a batch of worlds.
         objective: as `objectives.get` makes it; its hyper-parameters may be tensors that broadcast with the problem's leading
             dimensions, so that one call solves a grid. ``temperature="auto"`` is 1 in a bandit.
         start: logits (..., X, A) (or (A,)); default log pi_ref. It matters only where minimisers are not unique.
+            With ``policy``: its parameters (..., P); default those of the reference, or closest to it.
+        policy: a policy with parameters, such as `toy_bandits.policies.LogLinear` or `TokenTree`; default tabular. The solution is
+            then a `toy_bandits.policies.PolicySolution`.
         starts: how many further starts to try where the objective is not known to be convex.
         seed: of the random ones among them.
         progress: show a progress bar.
@@ -57,16 +72,24 @@ def solve(
     if not objective.terms:
         raise BanditError(f"{objective.label}: every term has weight 0, so there is nothing to minimise")
     with named(problem):
-        return _checked(problem, objective, start, starts, seed, progress)
+        return _checked(problem, objective, start, policy, starts, seed, progress)
 
 
 def _checked(
-    problem: Bandit, objective: Objective, start: Array | None, starts: int, seed: int, progress: bool
+    problem: Bandit,
+    objective: Objective,
+    start: Array | None,
+    policy: Policy | None,
+    starts: int,
+    seed: int,
+    progress: bool,
 ) -> Solution:
     for term in objective.terms:
         expectations.supplier(objective.name, term.source)
     if objective.needs_temperature:
         objective = objective.with_temperature(1.0)
+    if policy is not None:
+        return policy.solve(problem, objective, start, starts=starts, seed=seed, progress=progress)
     logits = problem.log_reference if start is None else _start(problem, start)
     shape = batching.common_shape(problem.batch_shape, objective, logits.shape[:-2])
     flat, spread = problem.flattened(shape), batching.flattened(objective, shape)
