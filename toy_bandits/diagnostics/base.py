@@ -193,6 +193,12 @@ class Answer:
         return pd.DataFrame({name: np.broadcast_to(np.asarray(of), len(self.status)) for name, of in values.items()})
 
     @property
+    def gain(self) -> Tensor:
+        """(B,): expected true reward over the reference's."""
+        truth = self.case.truth
+        return metrics.expected_reward(truth, self.log_policy) - metrics.expected_reward(truth, truth.log_reference)
+
+    @property
     def efficiency(self) -> Tensor:
         """(B,): gain in true reward over the reference's, as a share of the greatest gain that any policy of the same KL has.
 
