@@ -120,7 +120,9 @@ def test_certain_labels_that_a_feature_separates_diverge_in_the_direction_of_lar
     found = solve(Bandit(np.full(4, 0.25), win, pairs), objectives.get("dpo", beta=0.5), policy=LogLinear(features))
     assert (found.status, found.certificate.proved, float(found.value)) == ("diverges", True, 0.0)
     np.testing.assert_allclose(found.parameter_direction, [1.0, 0.0], atol=1e-9)
-    np.testing.assert_allclose(found.certificate.direction, [0.0, -3.0, -2.0, -3.0], atol=1e-9)
+    np.testing.assert_allclose(found.certificate.direction, [0.0, -1.0, -2 / 3, -1.0], atol=1e-9)  # 3 nats, as one
+    # the slower of the two margins, 1, in nats of the faster, 3, times beta
+    assert found.certificate.rate == pytest.approx(0.5 / 3, rel=1e-9)
     np.testing.assert_array_equal(found.policy, [1.0, 0.0, 0.0, 0.0])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,7 @@ from objectives import Objective
 from toy_bandits import batching
 from toy_bandits.certificates import LONG_DRIFT, ROUNDING, reach
 from toy_bandits.checks import check_losses
+from toy_bandits.details import Details
 from toy_bandits.errors import BanditError
 from toy_bandits.newton import FLAT_CURVATURE
 from toy_bandits.policies.derivatives import PolicyFunction
@@ -63,6 +66,32 @@ class PolicyAnswer(Answer):
     parameter_direction: Tensor
 
 
+@dataclass(frozen=True)
+class PolicyDetails(Details):
+    """The same of a policy with parameters: rates where its divergence is a straight line of logits, KL where it is one number."""
+
+    linear: bool
+
+    @classmethod
+    def of(
+        cls, whole: dict[str, Tensor], problem: Bandit, objective: Objective, shape: torch.Size, linear: bool
+    ) -> PolicyDetails:
+        """From the fields of a whole batch's answers."""
+        own = {f.name: whole[f.name] for f in fields(Details) if f.name in whole}
+        return cls(problem=problem, objective=objective, shape=shape, linear=linear, **own)
+
+    @cached_property
+    def rate(self) -> tuple[Any, Any]:
+        """Rate and slope, each (...); NaN over a token tree."""
+        if self.linear:
+            return super().rate
+        unknown = torch.full_like(self.logits[:, 0, 0], math.nan)
+        return self._plain(unknown), self._plain(unknown)
+
+    def _range(self, index: Tensor) -> tuple[float, float]:
+        return math.nan, math.nan
+
+
 def solve_policy(
     policy: Policy,
     problem: Bandit,
@@ -82,7 +111,7 @@ def solve_policy(
     for index in torch.split(torch.arange(len(begin), device=begin.device), max(1, CELLS // cells)):
         some = _Batch(flat.take(index), batching.take(spread, index), form.take(index), begin[index])
         answers.append(_solve(some, policy, starts, seed, progress))
-    return assemble(problem, answers, shape)
+    return assemble(problem, answers, shape, lambda whole: PolicyDetails.of(whole, flat, spread, shape, form.linear))
 
 
 def prepared(
@@ -238,12 +267,13 @@ def _judge(batch: _Batch, proof: Recession, found: Minimum, minima: Tensor, tie:
         parameter_direction=along,
         logits=log_policy,
         log_policy=torch.where(lost, -torch.inf, log_policy).log_softmax(-1),
-        direction=falling,
+        direction=falling / falling.abs().amax((-2, -1), keepdim=True).clamp(min=1e-300),
         status=status,
         gradient_norm=found.gradient_norm,
         value=torch.full_like(found.value, -torch.inf) if proof.bottomless and proof.diverges else found.value,
         proved=known | numbers | (converged & (proof.free > 0) & proof.exists),
         dimension=dimension,
+        tie=tie,
         minima=torch.where(diverges, 0, minima),
         curvature=lowest,
         newton_step=found.step.norm(dim=-1),
@@ -305,20 +335,21 @@ def _flat(batch: _Batch, function: PolicyFunction, proof: Recession, found: Mini
     return count
 
 
-def assemble(problem: Bandit, answers: list[PolicyAnswer], shape: torch.Size) -> PolicySolution:
+def assemble(
+    problem: Bandit, answers: list[PolicyAnswer], shape: torch.Size, details: Callable[[dict[str, Tensor]], Details]
+) -> PolicySolution:
     """Pieces joined and given the leading dimensions ``shape``."""
+    whole = {f.name: torch.cat([getattr(answer, f.name) for answer in answers]) for f in fields(PolicyAnswer)}
 
     def joined(name: str) -> Tensor:
-        flat = torch.cat([getattr(answer, name) for answer in answers])
-        tensor = flat.reshape([*shape, *flat.shape[1:]])
-        return tensor.squeeze(-2) if flat.ndim == 3 and not problem.has_contexts else tensor
+        tensor = whole[name].reshape([*shape, *whole[name].shape[1:]])
+        return tensor.squeeze(-2) if whole[name].ndim == 3 and not problem.has_contexts else tensor
 
     def plain(name: str) -> Any:
         tensor = joined(name)
         return tensor if shape else tensor.item()
 
     status = STATUSES[joined("status").cpu().numpy()]
-    why = {f.name: joined(f.name) if f.name == "direction" else plain(f.name) for f in fields(Certificate)}
     log_policy = joined("log_policy")
     return PolicySolution(
         policy=log_policy.exp(),
@@ -327,7 +358,14 @@ def assemble(problem: Bandit, answers: list[PolicyAnswer], shape: torch.Size) ->
         status=status if shape else str(status),
         gradient_norm=joined("gradient_norm"),
         value=joined("value"),
-        certificate=Certificate(**why),
+        certificate=Certificate(
+            direction=joined("direction"),
+            details=details(whole),
+            **{
+                name: plain(name)
+                for name in ("proved", "dimension", "minima", "curvature", "newton_step", "iterations")
+            },
+        ),
         problem=problem.expand(shape),
         parameters=joined("parameters"),
         parameter_direction=joined("parameter_direction"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -162,9 +163,10 @@ class TokenTree(Policy):
             value=found.value,
             proved=why.proved,
             dimension=why.dimension,
+            tie=why.details.tie,
             minima=why.minima,
             curvature=why.curvature,
             newton_step=why.newton_step,
             iterations=why.iterations,
         )
-        return assemble(problem, [answer], shape)
+        return assemble(problem, [answer], shape, lambda whole: replace(why.details, shape=shape))
