@@ -13,6 +13,7 @@ from objectives import ObjectiveError
 from objectives.domains import unknown_name
 from toy_bandits.errors import BanditError
 from toy_bandits.experiments import EXPERIMENTS, Experiment
+from toy_bandits.frontiers import command as frontiers_command
 from toy_bandits.loops import command as loops_command
 from toy_bandits.worlds import command as worlds_command
 
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   python -m toy_bandits list
   python -m toy_bandits worlds partial_support/0              what a world is
   python -m toy_bandits loop rlhf_ppo --out out/loops         an outer loop, step by step
+  python -m toy_bandits frontier dpo ipo --out out/frontiers  KL against reward and win rate, every strength
 
 A finished experiment is skipped when the command is run again; --again makes it anew.
 """
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     run.add_argument("--out", type=Path, required=True, help="folder; each experiment writes a folder of its own in it")
     run.add_argument("--again", action="store_true", help="make finished experiments anew")
-    for add_parser in (worlds_command.add_parser, loops_command.add_parser):
+    for add_parser in (worlds_command.add_parser, loops_command.add_parser, frontiers_command.add_parser):
         add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:

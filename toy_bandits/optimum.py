@@ -6,6 +6,8 @@ form bounds it: see `win_rate_as_reward`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from toy_bandits.errors import BanditError
 from toy_bandits.metrics import expected_reward, kl_policy_reference, wins_against_reference
 from toy_bandits.problem import Bandit
 
-NEARLY_NONE, NEARLY_ALL = 1e-7, 1e7
+NEARLY_NONE, NEARLY_ALL = 1e-13, 1e7
 """Inverse strengths, times the range of the rewards, at which the optimum is nearly the reference or nearly the best actions alone."""
 ROUNDING = 1e-12
 """By how much, relative to the largest reward, a policy may seem to lie above the bound. Measured: 4e-16 with up to 1,024 actions."""
@@ -61,12 +63,18 @@ def reward_bound(problem: Bandit, log_policy: Tensor) -> Tensor:
     return expected_reward(problem, optimum) + beta * (kl - kl_policy_reference(problem, optimum))
 
 
-def regret_to_bound(problem: Bandit, log_policy: Tensor, where: str) -> tuple[Tensor, Tensor]:
+def regret_to_bound(
+    problem: Bandit, log_policy: Tensor, where: Callable[[tuple[int, ...]], str]
+) -> tuple[Tensor, Tensor]:
     """`reward_bound` and what is missing to it, each (...).
 
+    Args:
+        problem: with rewards.
+        log_policy: (..., X, A).
+        where: names a policy by its index, for the error.
+
     Raises:
-        BanditError: a policy lies above the bound by more than `ROUNDING`, which no policy can: the policy does not sum to 1, or a
-            metric is wrong. The message begins with ``where``.
+        BanditError: a policy lies above the bound by more than `ROUNDING`, which no policy can: it does not sum to 1, or a metric is wrong.
     """
     assert problem.rewards is not None
     reward, bound = expected_reward(problem, log_policy), reward_bound(problem, log_policy)
@@ -76,7 +84,7 @@ def regret_to_bound(problem: Bandit, log_policy: Tensor, where: str) -> tuple[Te
         at = tuple(wrong.nonzero()[0].tolist())
         kl = kl_policy_reference(problem, log_policy)[at].item()
         raise BanditError(
-            f"{where}: problem {at or ''}: an expected reward of {reward[at].item():.12g} at KL {kl:.6g} lies above the RLHF "
+            f"{where(at)}: an expected reward of {reward[at].item():.12g} at KL {kl:.6g} lies above the RLHF "
             f"optimum's {bound[at].item():.12g}, which no policy can reach: its log-probs are not those of a distribution"
         )
     return bound, bound - reward

@@ -91,9 +91,14 @@ def record(
     frames = []
     for number, step in enumerate(progress(loop.steps(problem))):
         frame = policy_rows(problem, step.log_policy, step=number, stage=step.stage, **step.numbers)
-        bound, regret = optimum.regret_to_bound(problem, step.log_policy, f"{loop.name}, step {number}")
+        bound, regret = optimum.regret_to_bound(problem, step.log_policy, _name(loop, number))
         frame["reward_bound"], frame["regret"] = bound.flatten().numpy(), regret.flatten().numpy()
         if beta is not None:
             frame["shortfall"] = optimum.shortfall(problem, step.log_policy, beta).flatten().numpy()
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def _name(loop: Loop, number: int) -> Callable[[tuple[int, ...]], str]:
+    """Names a policy of this step, for errors, by its place in the batch of problems."""
+    return lambda at: f"{loop.name}, step {number}" + (f", problem {at}" if at else "")
