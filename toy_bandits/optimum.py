@@ -64,14 +64,14 @@ def reward_bound(problem: Bandit, log_policy: Tensor) -> Tensor:
 
 
 def regret_to_bound(
-    problem: Bandit, log_policy: Tensor, where: Callable[[tuple[int, ...]], str]
+    problem: Bandit, log_policy: Tensor, where: str | Callable[[tuple[int, ...]], str]
 ) -> tuple[Tensor, Tensor]:
     """`reward_bound` and what is missing to it, each (...).
 
     Args:
         problem: with rewards.
         log_policy: (..., X, A).
-        where: names a policy by its index, for the error.
+        where: for the error, what the policies are; or a function that names one by its index.
 
     Raises:
         BanditError: a policy lies above the bound by more than `ROUNDING`, which no policy can: it does not sum to 1, or a metric is wrong.
@@ -82,9 +82,10 @@ def regret_to_bound(
     wrong = ~(reward <= bound + allowed)
     if bool(wrong.any()):
         at = tuple(wrong.nonzero()[0].tolist())
+        named = where if isinstance(where, str) else where(at)
         kl = kl_policy_reference(problem, log_policy)[at].item()
         raise BanditError(
-            f"{where(at)}: an expected reward of {reward[at].item():.12g} at KL {kl:.6g} lies above the RLHF "
+            f"{named}: an expected reward of {reward[at].item():.12g} at KL {kl:.6g} lies above the RLHF "
             f"optimum's {bound[at].item():.12g}, which no policy can reach: its log-probs are not those of a distribution"
         )
     return bound, bound - reward
