@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llm_runs.config import LoRAConfig, TrainingConfig
+from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.microbatches import Microbatches, TrainingError
 
@@ -157,6 +158,21 @@ def explained(plan: Callable[[], Plan]) -> Iterator[None]:
         raise TrainingError(
             f"out of memory while training: {advice(failed, available(failed.model.device))}"
         ) from error
+
+
+@contextlib.contextmanager
+def lower(setting: str, value: int) -> Iterator[None]:
+    """Turn running out of memory in the block into an InputError that halves the batch size `setting`, which is `value` now.
+
+    Without gradients memory is proportional to the batch beside the weights, so half of it is the sensible next try.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        advice = f"set {setting}={value // 2} (now {value})" if value > 1 else "take a smaller model or shorter texts"
+        raise InputError(f"out of memory: {advice}; a folder keeps this setting, so use another --out") from error
 
 
 def ran_out(error: BaseException) -> bool:

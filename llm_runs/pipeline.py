@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import objectives
 from analysis.records import atomic_write, fingerprint, is_complete, read_run, write_run
-from llm_runs import assets, benchmarks, labelling, models, reporting, rewards, training
+from llm_runs import assets, benchmarks, hub, labelling, memory, model_card, models, reporting, rewards, training
 from llm_runs.account import Step
 from llm_runs.config import DELIVERY, RunConfig
 from llm_runs.errors import InputError
@@ -72,7 +72,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
     pairs = experiment.pairs(one.labels, "training")
     settings = _settings(config, one, objective, pairs)
     if is_complete(folder, settings):
-        return None
+        return _deliver(experiment, one, folder)
     last = config.training.steps
     steps = sorted({*config.evaluation.at, last} - {0})
     collected = folder / "unfinished"
@@ -99,7 +99,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
         evaluate_at=steps,
         tokenizer=experiment.tokenizer,
     )
-    if config.training.save_model:
+    if config.training.save_model or config.training.push_to_hub:
         models.save(model, experiment.tokenizer, folder / "model")
     del model
     _free()
@@ -120,10 +120,27 @@ def train(experiment: Experiment, one: Training) -> str | None:
         tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
         data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
         device=_device_name(experiment.device),
+        extra={"pairs": len(pairs)},
     )
     shutil.rmtree(collected, ignore_errors=True)
     training.clear_checkpoints(folder)
-    return _summary(evaluations, last)
+    delivered = _deliver(experiment, one, folder)
+    return _summary(evaluations, last) + (f"; {delivered}" if delivered else "")
+
+
+def _deliver(experiment: Experiment, one: Training, folder: Path) -> str | None:
+    """Give a kept model its card, and upload it where asked; None if nothing was left to do."""
+    settings, model, mark = experiment.config.training, folder / "model", folder / "uploaded.txt"
+    if model.is_dir() and not (model / model_card.FILE).is_file():
+        model_card.write(model, folder)
+    if not settings.push_to_hub or mark.is_file():
+        return None
+    if not model.is_dir():
+        raise InputError(
+            f"training.push_to_hub: the model of {folder} was not kept; delete that folder to train it again"
+        )
+    repository = hub.repository(str(settings.hub_model_id), one.slug)
+    return f"uploaded to {hub.upload(model, repository, private=settings.hub_private, mark=mark)}"
 
 
 def resolve(experiment: Experiment, objective: objectives.Objective) -> objectives.Objective:
@@ -177,6 +194,8 @@ def _fetch(experiment: Experiment) -> str | None:
         assets.fetch(name)
     benchmarks.check(config.evaluation.benchmarks, config.evaluation.benchmark_include)
     reporting.check(config.training.report_to)
+    if config.training.push_to_hub:
+        hub.check(str(config.training.hub_model_id))
     experiment.check()
     context = experiment.context
     if experiment.own_pairs:
@@ -198,13 +217,15 @@ def _reward(experiment: Experiment) -> str | None:
 def _fine_tune(experiment: Experiment) -> str | None:
     if experiment.has_reference:
         return None
-    losses = experiment.fine_tune()
+    with memory.lower("sft.batch_size", experiment.config.sft.batch_size):
+        losses = experiment.fine_tune()
     _free()
     return f"loss {losses[0][1]:.3f} -> {losses[-1][1]:.3f} nats a token"
 
 
 def _sample(experiment: Experiment) -> str | None:
-    drawn = experiment.draw_samples()
+    with memory.lower("sampling.batch_size", experiment.config.sampling.batch_size):
+        drawn = experiment.draw_samples()
     _free()
     return f"{drawn} samples" if drawn else None
 
@@ -227,7 +248,8 @@ def _label(experiment: Experiment) -> str | None:
 def _reference(experiment: Experiment) -> str | None:
     if (experiment.out / "reference_logps" / "reference.json").is_file():
         return None
-    count = len(experiment.reference_logps)
+    with memory.lower("reference.batch_size", experiment.config.reference.batch_size):
+        count = len(experiment.reference_logps)
     _free()
     return f"{count} completions"
 
@@ -356,7 +378,8 @@ def _evaluate(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All evaluations of a policy, and its samples."""
     config = experiment.config.evaluation
-    frames = [evaluator.evaluate(model, step)]
+    with memory.lower("evaluation.batch_size", config.batch_size):
+        frames = [evaluator.evaluate(model, step)]
     drawn = evaluator.samples
     if experiment.second_reward is not None:
         scores = rewards.score_samples(experiment.second_reward, drawn)

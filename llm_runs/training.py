@@ -478,9 +478,9 @@ def _identity(objective: objectives.Objective, data: Microbatches, config: Train
 
 
 def _resumable(folder: Path, identity: str) -> str | None:
-    """The newest whole checkpoint in `folder`; its mark is written if the folder is new."""
+    """The newest whole checkpoint in `folder`; its mark is written if there is none yet."""
     mark = folder / "training.json"
-    if mark.is_file():
+    if mark.is_file() and last_checkpoint(folder):
         if json.loads(mark.read_text()).get("identity") != identity:
             raise TrainingError(
                 f"{folder} holds checkpoints of another training (other objective, data, settings or seed): "
