@@ -184,7 +184,11 @@ def test_a_run_saves_describes_and_uploads_its_model(
     assert main(command) == 0
     assert (model / "model.safetensors").stat().st_mtime_ns == written
     (repo,) = connected.repos
-    assert (repo["name"], repo["organization"], repo["visibility"]) == ("tiny-dpo_beta-0.1-noisy-seed0", "me", "private")
+    assert (repo["name"], repo["organization"], repo["visibility"]) == (
+        "tiny-dpo_beta-0.1-noisy-seed0",
+        "me",
+        "private",
+    )
     assert connected.files == {path.name: path.read_bytes() for path in model.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(connected.files)
     assert b"| dpo |" in connected.files["README.md"] and b"KL(policy" in connected.files["README.md"]
