@@ -71,7 +71,42 @@ class ModelConfig(_Checked):
     revision: str | None = None  # of a hub id
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights; auto: float32, and bf16 autocast on CUDA
-    chat_template: bool = False  # wrap plain prompts of a preference file as a user turn
+    chat_template: bool = False  # wrap plain prompts (and HH-RLHF transcripts) of preference data as messages
+    template: str | None = (
+        None  # for messages: "dialogue", "chatml" or a Jinja file instead of the tokenizer's own template
+    )
+    trust_remote_code: bool = (
+        False  # run Python code that comes with the model; only for models whose authors you trust
+    )
+
+
+@dataclass(frozen=True)
+class ReadingConfig(_Checked):
+    """How your own preference data (`data.preferences`) are read. docs/data.md has the formats and an example of each."""
+
+    format: Literal["auto", "pairs", "hh_rlhf", "ultrafeedback", "candidates", "unpaired", "shp"] = "auto"
+    columns: dict[str, str] = field(default_factory=dict)  # a format's field: your column, e.g. {prompt: question}
+    subset: str | None = None  # the configuration of a hub data set, or a folder in a folder
+    split: str = "train"  # of a hub data set, a `datasets` folder, or a folder of data files
+    revision: str | None = None  # of a hub data set
+    held_out: str | None = (
+        None  # other file, folder or hub id with the held-out pairs; None: the same as data.preferences
+    )
+    held_out_split: str | None = (
+        None  # its split; with both None, prompts are held out by hash (data.held_out_fraction)
+    )
+    max_records: int | None = _number(None, above=0)  # only the first so many records of each split
+    pairing: Literal["best_worst", "best_random", "all"] = "best_worst"  # of scored completions
+    score: Literal["auto", "overall", "ratings"] = "auto"  # of UltraFeedback; auto: overall_score, where it is there
+    min_score_ratio: float = _number(
+        1.0, at_least=1
+    )  # SHP: leave out pairs whose larger score is less than so many times the smaller
+    bad_records: Literal["error", "drop"] = "error"  # unreadable, empty or identical; dropped ones are counted by kind
+    duplicates: Literal["keep", "drop", "error"] = "keep"  # the same prompt, chosen and rejected again
+    overlong: Literal["error", "truncate", "drop"] = "error"  # beyond the limits below, or the model's context
+    max_prompt_tokens: int | None = _number(None, above=0)
+    max_completion_tokens: int | None = _number(None, above=0)
+    prompt_keep: Literal["end", "start"] = "end"  # of a truncated prompt; completions keep their start
 
 
 @dataclass(frozen=True)
@@ -80,7 +115,8 @@ class DataConfig(_Checked):
 
     text: str = "imdb"  # "imdb", "synthetic", or JSONL with {"text": ..., "label": 0 or 1}
     other_text: str = "rotten_tomatoes"  # another domain: "rotten_tomatoes", "synthetic", "none", or JSONL
-    preferences: str | None = None  # your own pairs: JSONL (prompt, chosen, rejected) instead of sampled ones
+    preferences: str | None = None  # your own preferences instead of sampled ones: a file, a folder, or a hub id
+    reading: ReadingConfig = field(default_factory=ReadingConfig)  # of these
     held_out_fraction: float = _number(0.2, above=0, below=1)  # of your own pairs' prompts, kept for evaluation
     reward_texts: int = _number(20000, above=0)
     sft_texts: int = _number(2000, above=0)
@@ -344,7 +380,7 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{place} must be keys and values, not {value!r}")
-        return {str(key): _scientific(item) for key, item in value.items()}
+        return {str(key): _convert(item, arguments[1], f"{place}.{key}") for key, item in value.items()}
     if hint is float:
         value = _scientific(value)
         if isinstance(value, int | float) and not isinstance(value, bool):

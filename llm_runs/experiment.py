@@ -4,6 +4,7 @@ DIR/config.json            the configuration, and checksums of the files it name
 DIR/reward.npz             the ground-truth reward
 DIR/reference/             the fine-tuned model: the reference policy
 DIR/samples/*.jsonl        completions of the reference: for pairs and for the KL term, held-out ones of both
+DIR/data/                  your own preferences: the data report, and what it is made of
 DIR/pairs/*.jsonl          labelled pairs, a file for each kind of labels and seed
 DIR/reference_logps/       log-probabilities and token distributions of the reference
 DIR/before/*.parquet       evaluations of the reference itself
@@ -25,8 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import guards, labelling, models, preferences, reference, rewards, sampling, sft, texts
+from llm_runs import data, guards, labelling, models, reference, rewards, sampling, sft, texts
 from llm_runs.config import DELIVERY, RunConfig
+from llm_runs.data.artefact import REPORT, summary
+from llm_runs.data.sources import local_files
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.sampling import Prompt, derived_seed
@@ -95,8 +98,10 @@ class Experiment:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        return models.load_tokenizer(self.base, self._revision)
+        """The model's tokenizer, with the chat template that the configuration names."""
+        config = self.config.model
+        tokenizer = models.load_tokenizer(self.base, self._revision, trust=config.trust_remote_code)
+        return models.use_template(tokenizer, config.template)
 
     @property
     def _revision(self) -> str | None:
@@ -105,22 +110,41 @@ class Experiment:
     @cached_property
     def context(self) -> int:
         """The most tokens of prompt and completion together."""
-        return models.source_context_length(self.base, self._revision)
+        return models.source_context_length(self.base, self._revision, trust=self.config.model.trust_remote_code)
 
     def check(self) -> None:
         """InputError where model, tokenizer and lengths do not belong together; no weights are loaded."""
-        config, generation = models.source_settings(self.base, self._revision)
+        config, generation = models.source_settings(
+            self.base, self._revision, trust=self.config.model.trust_remote_code
+        )
         guards.check_tokenizer(self.tokenizer, config, self.config.model.name, generation)
         guards.check_contexts(self.config, self.context)
 
     @cached_property
     def own_pairs(self) -> tuple[list[TokenPair], list[TokenPair]] | None:
-        """Training and held-out pairs of the user's own file, where the configuration names one."""
+        """Training and held-out pairs of the user's own data, where the configuration names some.
+
+        Read and rendered once; the data report is printed then, and kept in DIR/data.
+        """
         if self.config.data.preferences is None:
             return None
-        path = Path(self.config.data.preferences).expanduser()
-        pairs = preferences.read(path, self.tokenizer, self.context, chat_template=self.config.model.chat_template)
-        return preferences.split(pairs, self.config.data.held_out_fraction, derived_seed(self.config.seed, "held out"))
+        training, held_out = (self.pairs_path(self.label_sets[0], side) for side in ("training", "held_out"))
+        if (self.out / "data" / REPORT).is_file():
+            return labelling.read_pairs(training), labelling.read_pairs(held_out)
+        loaded = data.load(
+            self.config.data,
+            self.tokenizer,
+            self.context,
+            seed=derived_seed(self.config.seed, "held out"),
+            chat_template=self.config.model.chat_template,
+        )
+        print(data.save(loaded, self.config.data, self.out / "data", training, held_out), flush=True)
+        return loaded.training, loaded.held_out
+
+    @property
+    def data_summary(self) -> dict[str, Any]:
+        """What records say of the user's own data; nothing where pairs are sampled."""
+        return {"preferences": summary(self.out / "data")} if self.own_pairs else {}
 
     @cached_property
     def _pool(self) -> list[texts.Text]:
@@ -220,7 +244,8 @@ class Experiment:
     def load(self, source: str | Path) -> PreTrainedModel:
         """A model on this run's device, in its dtype."""
         revision = self._revision if str(source) == self.base else None
-        return models.load_model(source, self.device, self.config.model.dtype, revision)
+        config = self.config.model
+        return models.load_model(source, self.device, config.dtype, revision, trust=config.trust_remote_code)
 
     def load_reference(self) -> PreTrainedModel:
         """The reference policy; also what every training starts from."""
@@ -303,16 +328,17 @@ class Experiment:
 
     def pairs_path(self, labels: LabelSet, side: str) -> Path:
         """The file of labelled pairs of one side ("training" or "held_out")."""
-        return self.out / "pairs" / f"{labels.slug}{'' if side == 'training' else '-held_out'}.jsonl"
+        name = labels.name if labels.temperature is None else labels.slug  # given labels are the same for every seed
+        return self.out / "pairs" / f"{name}{'' if side == 'training' else '-held_out'}.jsonl"
 
     def pairs(self, labels: LabelSet, side: str) -> list[TokenPair]:
         """Labelled pairs of one side ("training" or "held_out"), drawn at the first call."""
+        if labels.temperature is None:
+            return self.unlabelled[side]
         path = self.pairs_path(labels, side)
         if not path.is_file():
-            pairs = self.unlabelled[side]
-            if labels.temperature is not None:
-                pairs = labelling.label(pairs, labels.temperature, derived_seed(labels.seed, "labels", side))
-            labelling.write_pairs(path, pairs)
+            seed = derived_seed(labels.seed, "labels", side)
+            labelling.write_pairs(path, labelling.label(self.unlabelled[side], labels.temperature, seed))
         return labelling.read_pairs(path)
 
     # -- what is kept of the reference ---------------------------------------------------------------------------
@@ -360,8 +386,9 @@ def _cycle(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def _lock(config: RunConfig, out: Path) -> None:
     """Keep the configuration in the folder, and refuse another one there."""
     path = out / "config.json"
-    named = (config.data.text, config.data.other_text, config.data.preferences)
-    files = {name: fingerprint(Path(name)) for name in named if name and Path(name).is_file()}
+    data = config.data
+    named = (data.text, data.other_text, data.preferences, data.reading.held_out, config.model.template)
+    files = {str(file): fingerprint(file) for name in named for file in local_files(name)}
     current = {"config": config.to_dict(), "files": files}
     if path.is_file():
         try:

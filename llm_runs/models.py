@@ -1,6 +1,7 @@
 """Load a language model and its tokenizer from a pinned asset, a folder, a GGUF file or a hub id; save it as safetensors.
 
-GGUF is converted once and cached. No pickle is ever read and no code that comes with a model is ever run.
+GGUF is converted once and cached. No pickle is ever read, and no code that comes with a
+model is run unless `trust_remote_code` asks for it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ _PROBE = (
     "def f(x):\n    return x**2 # </s><|endoftext|><|im_end|>"
 )
 
+# For base models, which have no template of their own: the form of HH-RLHF, in plain words.
+DIALOGUE = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
+    "{% else %}{{ '\n\nAssistant: ' + message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+TEMPLATES = {"dialogue": DIALOGUE, "chatml": CHATML}
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
 
 def select_device(config: ModelConfig) -> torch.device:
     """The device to run on: as configured, or CUDA, then MPS, then CPU, whichever is there."""
@@ -88,18 +100,27 @@ def prepare(config: ModelConfig, folder: Path, texts: Iterable[str] = (), seed: 
         if not path.is_file():
             raise InputError(f"no such model file: {path}")
         return str(convert_gguf(path))
+    if path.is_file():
+        kind = "a pickle, which may run code when it is loaded" if path.suffix in _PICKLED else "no model folder"
+        raise InputError(f"{path} is {kind}; give a folder with config.json and safetensors, a .gguf file, or a hub id")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{path} is not a model folder: it has no config.json")
+        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
+        if pickled and not any(path.glob("*.safetensors")):
+            raise InputError(
+                f"{path} holds its weights as pickle ({pickled[0]}), which may run code when it is loaded and is never read here; "
+                "convert them to safetensors (save_pretrained in an environment that you trust)"
+            )
         return str(path)
     return config.name
 
 
-def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path, revision: str | None = None, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, padding on the left as batched generation needs it."""
     with _load_errors(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(source), revision=revision, trust_remote_code=False
+            str(source), revision=revision, trust_remote_code=trust
         )
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of {source} has no end-of-text token")
@@ -119,8 +140,27 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(behaviour).encode()).hexdigest()
 
 
+def use_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer with another chat template: "dialogue", "chatml", or a Jinja file; None keeps its own."""
+    if name is None:
+        return tokenizer
+    path = Path(name).expanduser()
+    if name not in TEMPLATES and not path.is_file():
+        raise InputError(f"model.template: no such file {name!r}; give a Jinja file or one of: {', '.join(TEMPLATES)}")
+    try:
+        tokenizer.chat_template = TEMPLATES[name] if name in TEMPLATES else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"model.template: cannot read {path}: {error}") from error
+    return tokenizer
+
+
 def load_model(
-    source: str | Path, device: torch.device | str = "cpu", dtype: str = "auto", revision: str | None = None
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: str = "auto",
+    revision: str | None = None,
+    *,
+    trust: bool = False,
 ) -> PreTrainedModel:
     """The model with its weights in `dtype` (auto: float32), on `device`, in evaluation mode."""
     with _load_errors(source):
@@ -129,7 +169,7 @@ def load_model(
             revision=revision,
             dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trust,
         )
     return model.to(device).eval()  # type: ignore[arg-type]
 
@@ -153,17 +193,17 @@ def context_length(model: PreTrainedModel) -> int:
     return _context(model.config)
 
 
-def source_context_length(source: str | Path, revision: str | None = None) -> int:
+def source_context_length(source: str | Path, revision: str | None = None, *, trust: bool = False) -> int:
     """`context_length` of a model that is not loaded."""
-    return _context(source_settings(source, revision)[0])
+    return _context(source_settings(source, revision, trust=trust)[0])
 
 
 def source_settings(
-    source: str | Path, revision: str | None = None
+    source: str | Path, revision: str | None = None, *, trust: bool = False
 ) -> tuple[PretrainedConfig, GenerationConfig | None]:
     """The configuration of a model that is not loaded, and its settings for generation, where it has some."""
     with _load_errors(source):
-        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust)
     try:
         return config, GenerationConfig.from_pretrained(str(source), revision=revision)
     except OSError:

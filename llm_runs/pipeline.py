@@ -70,7 +70,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
     folder = experiment.out / "runs" / one.slug
     objective = resolve(experiment, objectives.parse(one.objective))
     pairs = experiment.pairs(one.labels, "training")
-    settings = _settings(config, one, objective, pairs)
+    settings = _settings(config, one, objective, pairs) | experiment.data_summary
     if is_complete(folder, settings):
         return _deliver(experiment, one, folder)
     last = config.training.steps
@@ -200,7 +200,8 @@ def _fetch(experiment: Experiment) -> str | None:
     context = experiment.context
     if experiment.own_pairs:
         training_pairs, held_out = experiment.own_pairs
-        return f"{len(training_pairs)} pairs to train on, {len(held_out)} held out, context {context} tokens"
+        counts = f"{len(training_pairs)} pairs to train on, {len(held_out)} held out, context {context} tokens"
+        return f"{counts}; data report: {experiment.out / 'data' / 'report.md'}"
     return f"on {_device_name(experiment.device)}, context {context} tokens"
 
 

@@ -1,0 +1,52 @@
+"""What is kept of preference data: token ids and the report, each made once for a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.records import atomic_write
+from llm_runs import labelling, sampling
+from llm_runs.config import DataConfig
+from llm_runs.data import report
+from llm_runs.data.loading import Loaded
+
+REPORT = "report.json"
+
+
+def save(loaded: Loaded, config: DataConfig, folder: Path, training: Path, held_out: Path) -> str:
+    """Write the pairs to `training` and `held_out` (JSONL) and the rest to `folder`; returns the report as a page.
+
+    folder/report.md, report.json     the report; the latter comes last, so that it stands for all
+    folder/pairs.parquet              a row a pair: lengths, overlap, scores
+    folder/candidates.jsonl           all scored completions, where the data have such
+    folder/unpaired.jsonl             all completions labelled desirable (reward 1) or undesirable (0), where the data have such
+    """
+    labelling.write_pairs(training, loaded.training)
+    labelling.write_pairs(held_out, loaded.held_out)
+    for name, samples in loaded.samples.items():
+        sampling.write_samples(folder / f"{name}.jsonl", samples)
+    table = report.frame(loaded)
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    atomic_write(folder / "pairs.parquet", buffer.getvalue())
+    values = report.describe(loaded, table, config)
+    page = report.markdown(values)
+    atomic_write(folder / "report.md", page.encode())
+    atomic_write(folder / REPORT, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    return page
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a training's record says of the data it was trained on: sources, how they were read, the chat template's sha256."""
+    values = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return {
+        "sources": [
+            {key: source[key] for key in ("source", "kind", "format", "fingerprint", "records", "pairs", "left_out")}
+            for source in values["sources"]
+        ],
+        "rendering": values["rendering"],
+        "truncation": values["truncation"],
+    }
