@@ -24,7 +24,9 @@ def hh_rlhf(count: int = 24) -> list[dict[str, str]]:
         start = f"\n\nHuman: How was the {thing} of film {number}?\n\nAssistant:"
         if number % 2:
             start += f" Do you mean the {thing} alone?\n\nHuman: Yes, only that.\n\nAssistant:"
-        rows.append({"chosen": f"{start} The {thing} was great, I think.", "rejected": f"{start} Bad {thing}. Go away."})
+        rows.append(
+            {"chosen": f"{start} The {thing} was great, I think.", "rejected": f"{start} Bad {thing}. Go away."}
+        )
     return rows
 
 
@@ -55,7 +57,12 @@ def _completion(response: str, model: str, rating: str, overall: float) -> dict[
     plain = {"Rating": rating, "Rationale": "Because."}
     typed = {"Type": ["1"], "Rationale": "Because.", "Rating": rating, "Rationale For Rating": "So."}
     return {
-        "annotations": {"helpfulness": typed, "honesty": plain, "instruction_following": plain, "truthfulness": typed},
+        "annotations": {
+            "helpfulness": typed,
+            "honesty": plain,
+            "instruction_following": {**plain},
+            "truthfulness": typed,
+        },
         "custom_system_prompt": "Be honest.",
         "model": model,
         "principle": "honesty",

@@ -15,7 +15,7 @@ from llm_runs.config import DataConfig, ReadingConfig
 from llm_runs.data import formats, pairing, splitting
 from llm_runs.data.formats import Comparison, Fields, Format, Scored
 from llm_runs.data.problems import PreferenceFileError, Problem
-from llm_runs.data.rendering import Renderer
+from llm_runs.data.rendering import SAME_WHEN_CUT, Renderer
 from llm_runs.data.sources import Source, columns, open_source
 from llm_runs.examples import TokenPair, TokenSample
 
@@ -218,7 +218,8 @@ class _Reader:
 
     def _refuse(self, place: str, problem: Problem) -> None:
         reading = self.reading
-        if (reading.overlong if problem.kind == "too long" else reading.bad_records) != "drop":
+        policy = {"too long": reading.overlong, SAME_WHEN_CUT: "drop"}.get(problem.kind, reading.bad_records)
+        if policy != "drop":
             advice = "" if problem.kind == "too long" else " (data.reading.bad_records=drop leaves such records out)"
             raise PreferenceFileError(f"{place}: {problem}{advice}") from problem
         self.account.leave_out(problem.kind, f"{place}: {problem}")

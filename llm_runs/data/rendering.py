@@ -16,6 +16,8 @@ from llm_runs.data.formats import Comparison, Scored, Unpaired
 from llm_runs.data.problems import Problem
 from llm_runs.examples import TokenPair, TokenSample
 
+SAME_WHEN_CUT = "identical after truncation"
+
 
 @dataclass(frozen=True)
 class _Rendered:
@@ -68,7 +70,9 @@ class Renderer:
         encoded = self._encode(rendered, ("chosen", "rejected"))
         chosen, rejected = encoded.completion_ids
         if chosen == rejected:
-            raise Problem("identical", "'chosen' and 'rejected' are the same (in tokens, after truncation)")
+            if self.reading.overlong == "truncate":
+                raise Problem(SAME_WHEN_CUT, "what is left of 'chosen' and 'rejected' is the same")
+            raise Problem("identical", "'chosen' and 'rejected' are the same in tokens")
         return TokenPair(
             encoded.prompt_ids,
             chosen,

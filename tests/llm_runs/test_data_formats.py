@@ -42,7 +42,9 @@ def test_hh_rlhf() -> None:
     )
     assert second.prompt.endswith("\n\nHuman: Yes, only that.\n\nAssistant:")
     # The answers begin alike, and the second goes on as if it were a turn of its own.
-    tricky = read({"chosen": "\n\nHuman: a\n\nAssistant: The same, yes", "rejected": "\n\nHuman: a\n\nAssistant: The same, no"})
+    tricky = read(
+        {"chosen": "\n\nHuman: a\n\nAssistant: The same, yes", "rejected": "\n\nHuman: a\n\nAssistant: The same, no"}
+    )
     assert (tricky.chosen, tricky.rejected) == (" The same, yes", " The same, no")
     windows = read({side: f"\r\n\r\nHuman: a\r\n\r\nAssistant: {side}" for side in ("chosen", "rejected")})
     assert windows == Comparison("\n\nHuman: a\n\nAssistant:", " chosen", " rejected")
@@ -55,14 +57,18 @@ START = "\n\nHuman: a\n\nAssistant: b"
     ("chosen", "rejected", "words"),
     [
         (START, START, "are the same"),
-        (f"{START}\n\nHuman: c\n\nAssistant: d", "\n\nHuman: a\n\nAssistant: e\n\nHuman: f\n\nAssistant: g", "parts|goes on after"),
+        (
+            f"{START}\n\nHuman: c\n\nAssistant: d",
+            "\n\nHuman: a\n\nAssistant: e\n\nHuman: f\n\nAssistant: g",
+            "parts|goes on after",
+        ),
         (START, "\n\nHuman: x\n\nAssistant: b", "no common beginning"),
         (START, "\n\nHuman: a\n\nAssistant:", "'rejected', message 2 is empty"),
         ("\n\nHuman: a\n\nHuman: c\n\nAssistant: b", START, "'chosen', message 2: user and assistant must alternate"),
         (START, f"{START}\n\nHuman: c", "'rejected', message 3: the last message must be one of the assistant"),
         (START, "Answer: b", "'rejected' must begin with"),
         (START, 3, "'rejected' must be a transcript"),
-        (START, "\n\nAssistant: b", "'rejected', message 1: user and assistant must alternate"),
+        (START, "\n\nAssistant: b", "'rejected': user and assistant must alternate"),
     ],
 )
 def test_broken_transcripts(chosen: Any, rejected: Any, words: str) -> None:
@@ -87,7 +93,12 @@ def assistant(text: str) -> dict[str, str]:
         {"prompt": "q", "chosen": [assistant("yes")], "rejected": [assistant("no")]},
         {"prompt": [user("q")], "chosen": "yes", "rejected": "no"},
         {"prompt": [user("q")], "chosen": [user("q"), assistant("yes")], "rejected": [user("q"), assistant("no")]},
-        {"prompt": [user("q") | {"name": None}], "chosen": [assistant("yes")], "rejected": [assistant("no")], "id": None},
+        {
+            "prompt": [user("q") | {"name": None}],
+            "chosen": [assistant("yes")],
+            "rejected": [assistant("no")],
+            "id": None,
+        },
     ],
 )
 def test_all_conversational_spellings_of_a_pair_mean_the_same(row: dict[str, Any]) -> None:
@@ -117,7 +128,10 @@ def test_implicit_prompts_agree_with_trl_up_to_whole_words(answers: tuple[str, s
         ({"prompt": [user(" ")]}, "'prompt' is empty"),
         ({"chosen": [assistant("a"), user("b")]}, "'chosen', message 2: the last message must be one of the assistant"),
         ({"rejected": [user("b")]}, "'rejected': user and assistant must alternate"),
-        ({"rejected": [{"role": "tool", "content": "b"}]}, "'rejected', message 1: the role 'tool' is none of system, user, assistant"),
+        (
+            {"rejected": [{"role": "tool", "content": "b"}]},
+            "'rejected', message 1: the role 'tool' is none of system, user, assistant",
+        ),
         ({"rejected": [{"role": "assistant", "text": "b"}]}, "'rejected', message 1: each message must be"),
         ({"rejected": "no"}, "'chosen' must be text or a list of messages like 'rejected', which is text"),
         ({"prompt": 5}, "'prompt' must be text or a list of messages, not int"),
@@ -239,7 +253,10 @@ def test_mapped_columns() -> None:
     assert read(formats.rename(row, columns)) == Comparison("a", "b", "c")
     swapped = formats.rename({"chosen": "b", "rejected": "c"}, {"chosen": "rejected", "rejected": "chosen"})
     assert swapped == {"chosen": "c", "rejected": "b"}
-    with pytest.raises(PreferenceFileError, match="here: .* wants the column 'goood' for 'chosen', which is not there; nearest: 'good'"):
+    with pytest.raises(
+        PreferenceFileError,
+        match=r"here: .* wants the column 'goood' for 'chosen', which is not there; nearest: 'good'",
+    ):
         formats.check_columns({"chosen": "goood"}, row, "here")
     with pytest.raises(PreferenceFileError, match="no format has a field 'choosen'; nearest: 'chosen'"):
         formats.check_columns({"choosen": "good"}, row, "here")

@@ -203,8 +203,8 @@ def test_files_without_a_split_in_their_names_are_the_training_split(tmp_path: P
     assert records(tmp_path) == ROWS * 2
     with pytest.raises(PreferenceFileError, match="no files of the split 'test'"):
         records(tmp_path, split="test")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(PreferenceFileError, match="holds no data files"):
-        (tmp_path / "empty").mkdir()
         records(tmp_path / "empty")
 
 
