@@ -90,7 +90,7 @@ def _checked(
         objective = objective.with_temperature(1.0)
     if policy is not None:
         return policy.solve(problem, objective, start, starts=starts, seed=seed, progress=progress)
-    logits = problem.log_reference if start is None else _start(problem, start)
+    logits = start_logits(problem, start)
     shape = batching.common_shape(problem.batch_shape, objective, logits.shape[:-2])
     flat, spread = problem.flattened(shape), batching.flattened(objective, shape)
     begin = logits.expand(*shape, *problem.reference.shape[-2:]).reshape(flat.reference.shape)
@@ -103,7 +103,14 @@ def _checked(
     return assemble(problem, spread, answers, shape)
 
 
-def _start(problem: Bandit, start: Array) -> Tensor:
+def start_logits(problem: Bandit, start: Array | None) -> Tensor:
+    """(..., X, A): the logits that a tabular policy starts from; log pi_ref where none are given.
+
+    Raises:
+        BanditError: they have another shape, or are not finite.
+    """
+    if start is None:
+        return problem.log_reference
     logits = torch.as_tensor(start).detach().to(problem.reference)
     if not problem.has_contexts:
         logits = logits.unsqueeze(-2)
