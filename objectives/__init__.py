@@ -10,7 +10,7 @@ from objectives.margins import Margin
 from objectives.registry import Description, describe, get, names, parse, register
 from objectives.strength import Strength
 from objectives.terms import Objective, PairTerm, Term, pair_term
-from objectives.values import frozen, stop_gradient
+from objectives.values import frozen, positive_part, stop_gradient
 
 # isort: split
 # The built-in objectives register themselves on import.
@@ -55,6 +55,7 @@ __all__ = [
     "names",
     "pair_term",
     "parse",
+    "positive_part",
     "pretraining",
     "register",
     "reverse_kl",

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from objectives.values import positive_part, positive_part_derivatives
+
 Scalar = Callable[[Tensor], Tensor]
 
 # Beyond this exponent exp is continued along its tangent: losses and gradients then stay finite in float32 for any log-probs.
@@ -103,9 +105,9 @@ error_probability = Link(
 
 hinge = Link(
     name="hinge",
-    value=lambda z: (1.0 - z).clamp(min=0.0),
-    first=lambda z: -(z < 1.0).to(z.dtype),
-    second=torch.zeros_like,
+    value=lambda z: positive_part(1.0 - z),
+    first=lambda z: -positive_part_derivatives(1.0 - z)[0],
+    second=lambda z: positive_part_derivatives(1.0 - z)[1],
     slope_plus=0.0,
     slope_minus=1.0,
     flat_after=1.0,

@@ -17,7 +17,7 @@ from objectives.registry import register
 from objectives.regularisers import chosen_nll_term
 from objectives.strength import Strength
 from objectives.terms import Term, pair_term
-from objectives.values import Value, per_example
+from objectives.values import Value, per_example, positive_part
 
 FAMILY = "shaped reward"
 
@@ -93,7 +93,7 @@ def dpop(beta: Positive = 0.1, lam: NonNegative = 5.0) -> Term:
     """DPO-positive: the chosen response may not fall below the reference."""
 
     def combine(chosen: Tensor, rejected: Tensor) -> Tensor:
-        return chosen - rejected - per_example(lam) * (-chosen).clamp(min=0.0)
+        return chosen - rejected - per_example(lam) * positive_part(-chosen)
 
     return pair_term(
         "dpop", margins.transformed("positive", "(D - lam max(0, -a))", combine), links.logistic, scale=beta
@@ -111,7 +111,7 @@ def dpop(beta: Positive = 0.1, lam: NonNegative = 5.0) -> Term:
 )
 def minor_dpo(beta: Positive = 0.1) -> Term:
     """Minor DPO: no further penalty on rejected responses that have fallen below the reference."""
-    margin = margins.transformed("minor", "(a - max(0, b))", lambda chosen, rejected: chosen - rejected.clamp(min=0.0))
+    margin = margins.transformed("minor", "(a - max(0, b))", lambda chosen, rejected: chosen - positive_part(rejected))
     return pair_term("minor_dpo", margin, links.logistic, scale=beta)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from objectives import Objective
-from toy_bandits import batching, expectations, metrics
+from toy_bandits import batching, expectations, linear, metrics
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
 from toy_bandits.newton import minimise
 from toy_bandits.problem import Bandit
@@ -131,6 +131,9 @@ def minimisers(function: Function, logits: Tensor, dimension: int) -> list[Ratio
         logits: (1, X, A), a minimiser.
         dimension: of the set; where tied sets do not account for it and the objective is not convex, the set is not known (None).
     """
+    if linear.is_linear(function):
+        found = linear.face(function)
+        return None if found is None else found.sets
     problem = function.problem
     structure = analyse(function)
     policy = logits[0].log_softmax(-1)
@@ -157,7 +160,7 @@ def _bound(bounds: np.ndarray, ratios: np.ndarray, function: Function, piece: Pa
     problem = function.problem
     weights = problem.label_weights[0].numpy()
     argument = piece.term.argument(expectations.pairs(problem, policy.unsqueeze(0)))[0].numpy()
-    scale = float(torch.as_tensor(piece.term.scale).flatten()[0])
+    scale = float(torch.as_tensor(piece.term.scale, dtype=torch.float64).flatten()[0])
     for (x, winner, loser), z in zip(zip(*(i.tolist() for i in problem.shown), strict=True), argument, strict=True):
         if weights[x, winner, loser] == 0:
             continue

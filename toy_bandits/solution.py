@@ -34,6 +34,7 @@ class Certificate:
             directions that are known to be flat.
         newton_step: largest change of a logit that one more Newton step would make.
         iterations: Newton iterations.
+        reason: why a problem is "unsolved", in words; else empty. A str for a single problem, else an array.
         details: computes what follows when it is first asked for.
 
     Further, each (...):
@@ -53,6 +54,7 @@ class Certificate:
     curvature: Any
     newton_step: Any
     iterations: Any
+    reason: Any
     details: Details = field(repr=False)
 
     @property
@@ -77,12 +79,13 @@ class Solution:
 
     Attributes:
         policy: (..., X, A). Where the status is "diverges": the limit along `Certificate.direction`, with exact zeros. Where it is
-            "not_unique" because tied sets of actions move freely: what gradient flow reaches from ``start``.
+            "not_unique" because tied sets of actions move freely: what gradient flow reaches from ``start``; where hinges alone make the
+            objective (a linear program): the minimiser whose logits are nearest to ``start``.
         log_policy: (..., X, A), its logarithm (-inf for zeros), exact where probabilities underflow.
         logits: (..., X, A), finite; for "diverges" a far point on the direction.
         status: "converged" (a minimiser, unique), "diverges" (the infimum is not attained), "not_unique" (minimisers form a continuum, or
-            several minima are equally good), or "unsolved" (none of these could be shown, such as at
-            the kink of a hinge; the policy is the best point found).
+            several minima are equally good), or "unsolved" (none of these could be shown, `Certificate.reason` says why; the
+            policy is the best point found).
             A str for a single problem, else an array of str.
         gradient_norm: (...), of the objective in the logits.
         value: (...), of the objective; its infimum where it diverges.
@@ -123,12 +126,16 @@ class Answer:
     curvature: Tensor
     newton_step: Tensor
     iterations: Tensor
+    reason: list[str]
 
 
 def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], shape: torch.Size) -> Solution:
     """Pieces joined and given the leading dimensions ``shape``; the objective is the flattened batch's."""
 
-    whole = {name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0])}
+    whole = {
+        name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0]) if name != "reason"
+    }
+    reasons = np.array([reason for answer in answers for reason in answer.reason], dtype=object).reshape(shape)
 
     def joined(name: str) -> Tensor:
         flat = whole[name]
@@ -167,6 +174,7 @@ def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], s
             curvature=plain("curvature"),
             newton_step=plain("newton_step"),
             iterations=plain("iterations"),
+            reason=reasons if shape else str(reasons),
             details=details,
         ),
         problem=problem.expand(shape),

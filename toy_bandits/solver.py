@@ -12,6 +12,7 @@ from objectives import Objective
 from toy_bandits import batching, expectations
 from toy_bandits.certificates import judge, reach
 from toy_bandits.checks import check_losses, named
+from toy_bandits.completion import solve_any
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
 from toy_bandits.errors import BanditError
 from toy_bandits.newton import FLAT_CURVATURE, Minimum, centred, curvature, minimise
@@ -124,8 +125,17 @@ def start_logits(problem: Bandit, start: Array | None) -> Tensor:
 
 
 def _solve(problem: Bandit, objective: Objective, start: Tensor, starts: int, seed: int, progress: bool) -> Answer:
-    """A flattened batch: structure first, then numbers."""
+    """A flattened batch: smooth minimisation, then what that leaves open."""
     check_losses(problem, objective, start.log_softmax(-1))
+
+    def smooth(some: Bandit, own: Objective, begin: Tensor) -> Answer:
+        return _smooth(some, own, begin, starts, seed, progress)
+
+    return solve_any(problem, objective, start, smooth)
+
+
+def _smooth(problem: Bandit, objective: Objective, start: Tensor, starts: int, seed: int, progress: bool) -> Answer:
+    """Structure first, then numbers."""
     function = Function(problem, objective)
     structure = analyse(function)
     groups = torch.where(structure.diverges[:, None, None], structure.strong, structure.tied)

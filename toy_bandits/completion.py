@@ -1,0 +1,128 @@
+"""What smooth minimisation leaves open: hinges alone, minima at kinks, and for the rest the reason why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from objectives import Objective
+from objectives.values import kinks_as, watched
+from toy_bandits import batching, kinks, linear
+from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
+from toy_bandits.newton import minimise
+from toy_bandits.problem import Bandit
+from toy_bandits.solution import Answer
+
+CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = range(4)
+LINEAR_GAP = 1e-9
+
+Smooth = Callable[[Bandit, Objective, Tensor], Answer]
+
+
+def solve_any(problem: Bandit, objective: Objective, start: Tensor, smooth: Smooth) -> Answer:
+    """A flattened batch of problems from ``start`` (B, X, A): smooth minimisation, and what it leaves open.
+
+    Args:
+        problem: the batch.
+        objective: its hyper-parameters one per problem.
+        start: logits.
+        smooth: minimises smooth losses.
+    """
+    function = Function(problem, objective)
+    with watched() as used:
+        function(start)
+    if "positive_part" in used:
+        with kinks_as(kinks.Smooth(kinks.FIRST)):
+            answer = smooth(problem, objective, start)
+        if linear.is_linear(function):
+            for index in range(len(start)):
+                _linear(_one(function, index), answer, index, start[index])
+        else:
+            _kinked(function, answer)
+    else:
+        answer = smooth(problem, objective, start)
+    for index in (answer.status == UNSOLVED).nonzero()[:, 0].tolist():
+        answer.reason[index] = answer.reason[index] or _reason(answer, index)
+    return answer
+
+
+def _one(function: Function, index: int) -> Function:
+    chosen = torch.tensor([index])
+    return Function(function.problem.take(chosen), batching.take(function.objective, chosen))
+
+
+def _linear(function: Function, answer: Answer, index: int, start: Tensor) -> None:
+    found = linear.face(function)
+    if found is None:
+        answer.status[index] = UNSOLVED
+        answer.reason[index] = f"hinges on more than {linear.LABELS} labels: too large a linear program"
+        return
+    logits = linear.nearest(found, start)
+    value = function(logits.unsqueeze(0)).value[0]
+    if value.item() - found.value > LINEAR_GAP * (1.0 + abs(found.value)):
+        answer.status[index] = UNSOLVED
+        answer.reason[index] = f"the linear program's answer is {value.item() - found.value:.1g} above its bound"
+        return
+    _put(answer, index, logits, value.item(), found.residual, found.dimension)
+    answer.proved[index] = True
+
+
+def _kinked(function: Function, answer: Answer) -> None:
+    """From the answer for smoothed kinks to the exact one."""
+    held = answer.status != DIVERGES
+    answer.value[~held] = function(answer.logits).value[~held]
+    left = held.nonzero()[:, 0]
+    if len(left) == 0:
+        return
+    problem, objective = function.problem.take(left), batching.take(function.objective, left)
+    logits, width = answer.logits[left], kinks.FIRST
+    never = torch.zeros(len(left), dtype=torch.bool)
+    while width > 1.5 * kinks.LAST:
+        width /= 10.0
+        with kinks_as(kinks.Smooth(width)):
+            logits = minimise(
+                lambda index: Function(problem.take(index), batching.take(objective, index)),
+                logits,
+                torch.zeros_like(logits, dtype=torch.long),
+                never,
+            ).logits
+    convex = all(
+        isinstance(piece, CrossEntropyPiece) or (isinstance(piece, PairPiece) and piece.link.convex)
+        for piece in function.pieces
+    )
+    for row, index in enumerate(left.tolist()):
+        found = kinks.polish(_one(function, index), logits[row].unsqueeze(0))
+        if found is None:
+            answer.status[index] = UNSOLVED
+            answer.reason[index] = (
+                "at kinks of the losses; the conditions of optimality there could not be met to 1e-10"
+            )
+        elif not found.local_minimum:
+            answer.status[index] = UNSOLVED
+            answer.reason[index] = "stationary at kinks of the losses, but not a minimum along them"
+        else:
+            minima = int(answer.minima[index])
+            _put(answer, index, found.logits, found.value, found.residual, found.dimension)
+            answer.minima[index] = max(minima, 1)
+            answer.proved[index] = convex
+
+
+def _put(answer: Answer, index: int, logits: Tensor, value: float, residual: float, dimension: int) -> None:
+    """Write a minimiser."""
+    answer.logits[index], answer.log_policy[index] = logits, logits.log_softmax(-1)
+    answer.value[index], answer.gradient_norm[index] = value, residual
+    answer.status[index] = NOT_UNIQUE if dimension else CONVERGED
+    answer.dimension[index], answer.minima[index] = dimension, 1
+    answer.direction[index], answer.newton_step[index], answer.tie[index] = 0.0, 0.0, False
+
+
+def _reason(answer: Answer, index: int) -> str:
+    size = answer.gradient_norm[index].item()
+    if size > 1e-10:
+        return (
+            f"the iteration came to rest at gradient norm {size:.1g}: a kink that the loss does not declare "
+            "(objectives.positive_part), or a slope below what float64 resolves"
+        )
+    return "the gradient vanishes to rounding, but neither a minimum nor a fall without end could be shown"
