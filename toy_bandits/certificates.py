@@ -53,7 +53,7 @@ def judge(
         curvature=lowest,
         newton_step=minimum.step.flatten(1).abs().amax(-1),
         iterations=minimum.iterations,
-        reason=[""] * len(logits),
+        reason=torch.zeros_like(status),
     )
 
 

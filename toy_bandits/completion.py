@@ -11,11 +11,13 @@ from objectives import Objective
 from objectives.values import kinks_as, watched
 from toy_bandits import batching, kinks, linear
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
-from toy_bandits.newton import minimise
+from toy_bandits.newton import GRADIENT_TOLERANCE, minimise
 from toy_bandits.problem import Bandit
 from toy_bandits.solution import Answer
 
 CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = range(4)
+_, RESTLESS, VANISHED, TOO_LARGE, ABOVE_BOUND, NOT_OPTIMAL, SADDLE, NO_ZERO, UNSTABLE = range(9)
+"""Indices into `solution.REASONS`."""
 LINEAR_GAP = 1e-9
 
 Smooth = Callable[[Bandit, Objective, Tensor], Answer]
@@ -43,8 +45,9 @@ def solve_any(problem: Bandit, objective: Objective, start: Tensor, smooth: Smoo
             _kinked(function, answer)
     else:
         answer = smooth(problem, objective, start)
-    for index in (answer.status == UNSOLVED).nonzero()[:, 0].tolist():
-        answer.reason[index] = answer.reason[index] or _reason(answer, index)
+    unknown = (answer.status == UNSOLVED) & (answer.reason == 0)
+    answer.reason[unknown] = torch.where(answer.gradient_norm > GRADIENT_TOLERANCE, RESTLESS, VANISHED)[unknown]
+    answer.reason[answer.status != UNSOLVED] = 0
     return answer
 
 
@@ -57,13 +60,13 @@ def _linear(function: Function, answer: Answer, index: int, start: Tensor) -> No
     found = linear.face(function)
     if found is None:
         answer.status[index] = UNSOLVED
-        answer.reason[index] = f"hinges on more than {linear.LABELS} labels: too large a linear program"
+        answer.reason[index] = TOO_LARGE
         return
     logits = linear.nearest(found, start)
     value = function(logits.unsqueeze(0)).value[0]
     if value.item() - found.value > LINEAR_GAP * (1.0 + abs(found.value)):
         answer.status[index] = UNSOLVED
-        answer.reason[index] = f"the linear program's answer is {value.item() - found.value:.1g} above its bound"
+        answer.reason[index] = ABOVE_BOUND
         return
     _put(answer, index, logits, value.item(), found.residual, found.dimension)
     answer.proved[index] = True
@@ -96,12 +99,10 @@ def _kinked(function: Function, answer: Answer) -> None:
         found = kinks.polish(_one(function, index), logits[row].unsqueeze(0))
         if found is None:
             answer.status[index] = UNSOLVED
-            answer.reason[index] = (
-                "at kinks of the losses; the conditions of optimality there could not be met to 1e-10"
-            )
+            answer.reason[index] = NOT_OPTIMAL
         elif not found.local_minimum:
             answer.status[index] = UNSOLVED
-            answer.reason[index] = "stationary at kinks of the losses, but not a minimum along them"
+            answer.reason[index] = SADDLE
         else:
             minima = int(answer.minima[index])
             _put(answer, index, found.logits, found.value, found.residual, found.dimension)
@@ -116,13 +117,3 @@ def _put(answer: Answer, index: int, logits: Tensor, value: float, residual: flo
     answer.status[index] = NOT_UNIQUE if dimension else CONVERGED
     answer.dimension[index], answer.minima[index] = dimension, 1
     answer.direction[index], answer.newton_step[index], answer.tie[index] = 0.0, 0.0, False
-
-
-def _reason(answer: Answer, index: int) -> str:
-    size = answer.gradient_norm[index].item()
-    if size > 1e-10:
-        return (
-            f"the iteration came to rest at gradient norm {size:.1g}: a kink that the loss does not declare "
-            "(objectives.positive_part), or a slope below what float64 resolves"
-        )
-    return "the gradient vanishes to rounding, but neither a minimum nor a fall without end could be shown"

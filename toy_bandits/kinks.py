@@ -71,7 +71,8 @@ class _Linear(Smooth):
     def value(self, x: Tensor) -> Tensor:
         done = sum(one.numel() for one in self.seen)  # type: ignore[attr-defined]
         self.seen.append(x)  # type: ignore[attr-defined]
-        return self.slopes[done : done + x.numel()].reshape(x.shape) * x  # type: ignore[attr-defined]
+        own: Tensor = self.slopes[done : done + x.numel()]  # type: ignore[attr-defined]
+        return own.reshape(x.shape) * x
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _newton(pieces: Pieces, start: Tensor, slopes: Tensor, on: Tensor) -> tuple[
         if not size_now < norm:
             break
         best, norm = unknown, size_now
-        matrix = jacobian(residual, unknown)
+        matrix = jacobian(residual, unknown)  # type: ignore[no-untyped-call]
         unknown = unknown - torch.linalg.lstsq(matrix, now.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
     if norm > TOLERANCE:
         return None
@@ -176,7 +177,9 @@ def _judged(
     (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
     index = on.nonzero()[:, 0].tolist()
     normals = [torch.autograd.grad(arguments[k], leaf, retain_graph=True)[0] for k in index]
-    curvature = hessian(lambda z: _with_arguments(value, z, slopes)[0], point.detach())
+    curvature = hessian(  # type: ignore[no-untyped-call]
+        lambda z: _with_arguments(value, z, slopes)[0], point.detach()
+    )
     constant = torch.zeros(shape[-2], *shape[-2:], dtype=point.dtype)
     constant[torch.arange(shape[-2]), torch.arange(shape[-2])] = 1.0
     rows = torch.cat([constant.flatten(1), *(normal.unsqueeze(0) for normal in normals)])

@@ -79,7 +79,7 @@ def face(function: Function) -> Face | None:
         ),
         shape=(count, contexts * actions),
     )
-    found = linprog(
+    found = linprog(  # type: ignore[call-overload]  # its stubs know no sparse matrices
         np.concatenate([np.zeros(contexts * actions), w / w.max()]),
         A_ub=hstack([-margins, -eye_array(count)]),
         b_ub=-c,

@@ -17,6 +17,21 @@ from toy_bandits.details import Details
 from toy_bandits.problem import Bandit
 
 CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = "converged", "diverges", "not_unique", "unsolved"
+REASONS = np.array(
+    [
+        "",
+        "the iteration came to rest where the gradient is not 0: at a kink that the loss does not declare (objectives.positive_part), "
+        "or where float64 resolves no further fall",
+        "the gradient vanishes to rounding, but neither a minimum nor a fall without end could be shown",
+        "hinges on so many labels that the linear program was not attempted",
+        "the linear program's answer does not reach its bound",
+        "at kinks of the losses; the conditions of optimality there could not be met to 1e-10",
+        "stationary at kinks of the losses, but not a minimum along them",
+        "the field that training follows (a gradient with parts held fixed) has no zero that could be found, nor a fall without end",
+        "the field that training follows has a zero, but an unstable one, which training leaves",
+    ]
+)
+"""Why a problem is unsolved."""
 STATUSES = np.array([CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED])
 
 
@@ -126,16 +141,19 @@ class Answer:
     curvature: Tensor
     newton_step: Tensor
     iterations: Tensor
-    reason: list[str]
+    reason: Tensor  # index into REASONS
+
+
+def in_words(reason: Tensor) -> Any:
+    """`REASONS` by index: a str for a single problem, else an array."""
+    words = REASONS[reason.cpu().numpy()]
+    return words if reason.ndim else str(words)
 
 
 def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], shape: torch.Size) -> Solution:
     """Pieces joined and given the leading dimensions ``shape``; the objective is the flattened batch's."""
 
-    whole = {
-        name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0]) if name != "reason"
-    }
-    reasons = np.array([reason for answer in answers for reason in answer.reason], dtype=object).reshape(shape)
+    whole = {name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0])}
 
     def joined(name: str) -> Tensor:
         flat = whole[name]
@@ -174,7 +192,7 @@ def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], s
             curvature=plain("curvature"),
             newton_step=plain("newton_step"),
             iterations=plain("iterations"),
-            reason=reasons if shape else str(reasons),
+            reason=in_words(joined("reason")),
             details=details,
         ),
         problem=problem.expand(shape),

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from oracles import bandit_closed_forms as oracle
 from scipy.optimize import minimize
 
@@ -121,7 +122,7 @@ def test_the_face_of_minimisers_of_hinges(seed: int) -> None:
     hull = solution.certificate.details
     from toy_bandits.details import minimisers
 
-    (members,) = minimisers(hull._function(np.array([0])), hull.logits, solution.certificate.dimension)
+    (members,) = minimisers(hull._function(torch.tensor([0])), hull.logits, solution.certificate.dimension)
     inside = logits + 3.0 * generator.normal(size=(100_000, members.dimension + 1))[:, members.labels()]
     gaps = inside[:, :, None] - inside[:, None, :]
     inside = inside[(gaps >= members.lower - 1e-9).all((-2, -1))]

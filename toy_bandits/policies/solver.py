@@ -23,7 +23,7 @@ from toy_bandits.policies.newton import Minimum, minimise, scaled_hessian
 from toy_bandits.policies.recession import TOLERANCE, Recession, analyse
 from toy_bandits.policies.softmaxes import Softmaxes
 from toy_bandits.problem import Array, Bandit
-from toy_bandits.solution import STATUSES, Answer, Certificate, Solution
+from toy_bandits.solution import STATUSES, Answer, Certificate, Solution, in_words
 
 if TYPE_CHECKING:
     from toy_bandits.policies.base import Policy
@@ -278,6 +278,7 @@ def _judge(batch: _Batch, proof: Recession, found: Minimum, minima: Tensor, tie:
         curvature=lowest,
         newton_step=found.step.norm(dim=-1),
         iterations=found.iterations,
+        reason=torch.where(status == UNSOLVED, 1, 0),
     )
 
 
@@ -361,6 +362,7 @@ def assemble(
         certificate=Certificate(
             direction=joined("direction"),
             details=details(whole),
+            reason=in_words(joined("reason")),
             **{
                 name: plain(name)
                 for name in ("proved", "dimension", "minima", "curvature", "newton_step", "iterations")

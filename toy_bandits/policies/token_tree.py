@@ -20,7 +20,7 @@ from toy_bandits.policies.softmaxes import Softmaxes
 from toy_bandits.policies.solver import PolicyAnswer, PolicySolution, assemble, prepared, solve_policy
 from toy_bandits.policies.tokens import looks_at_tokens
 from toy_bandits.problem import Array, Bandit
-from toy_bandits.solution import STATUSES
+from toy_bandits.solution import REASONS, STATUSES
 from toy_bandits.solver import solve
 
 PREFIX: Literal["prefix"] = "prefix"
@@ -168,5 +168,6 @@ class TokenTree(Policy):
             curvature=why.curvature,
             newton_step=why.newton_step,
             iterations=why.iterations,
+            reason=torch.from_numpy(np.argmax(why.reason[:, None] == REASONS, axis=-1)),
         )
         return assemble(problem, [answer], shape, lambda whole: replace(why.details, shape=shape))
