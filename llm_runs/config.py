@@ -117,6 +117,7 @@ class DataConfig(_Checked):
     other_text: str = "rotten_tomatoes"  # another domain: "rotten_tomatoes", "synthetic", "none", or JSONL
     preferences: str | None = None  # your own preferences instead of sampled ones: a file, a folder, or a hub id
     reading: ReadingConfig = field(default_factory=ReadingConfig)  # of these
+    preferences_from_reference: bool = False  # your word that the reference sampled both completions of every pair
     held_out_fraction: float = _number(0.2, above=0, below=1)  # of your own pairs' prompts, kept for evaluation
     reward_texts: int = _number(20000, above=0)
     sft_texts: int = _number(2000, above=0)
@@ -206,6 +207,15 @@ class TrainingConfig(_Checked):
     report_to: tuple[str, ...] = ()  # where metrics are shown live: tensorboard, wandb, ...
     kl_limit: float | None = _number(10.0, above=0)  # stop beyond so many nats a token from the reference; None: never
     gradient_checkpointing: bool = False
+    share_prompt: Literal["auto", True, False] = (
+        "auto"  # completions of one prompt in one row; auto: where the model can
+    )
+    logits_memory: int = _number(
+        256, at_least=0
+    )  # MiB of softmaxes kept for the backward pass; the rest is computed twice
+    reference_samples: Literal["own", "pairs"] = (
+        "own"  # "pairs": the pairs' completions, where the reference sampled them
+    )
     reference: Literal["precomputed", "live"] = "precomputed"  # "live" only to measure what precomputing saves
     lora: LoRAConfig | None = None
 
@@ -274,6 +284,17 @@ class RunConfig(_Checked):
                 objectives.parse(text)
             except objectives.ObjectiveError as error:
                 raise ConfigError(f"objectives: {error}") from error
+        if self.training.reference_samples == "pairs":
+            if self.data.preferences is not None and not self.data.preferences_from_reference:
+                raise ConfigError(
+                    "training.reference_samples is 'pairs', which is right only where the reference itself sampled the pairs of "
+                    "data.preferences: if it did, say so with data.preferences_from_reference=true, else use 'own'"
+                )
+            if self.data.preferences is None and self.sampling.temperature != 1:
+                raise ConfigError(
+                    f"training.reference_samples is 'pairs', but they are sampled at temperature {self.sampling.temperature:g}, so not "
+                    "from the reference itself: let sampling.temperature be 1, or use 'own'"
+                )
         if max(self.evaluation.at, default=0) > self.training.steps:
             raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")
 

@@ -345,16 +345,30 @@ class Experiment:
 
     @cached_property
     def reference_logps(self) -> reference.ReferenceLogps:
-        """Log-probabilities of all pairs and token distributions along the samples of the KL term; model then freed."""
-        folder = self.out / "reference_logps"
+        """Log-probabilities of all pairs and token distributions along the samples of the KL term; model then freed.
+
+        Raises ReferenceCacheError where the folder holds those of another model, other data or other settings.
+        """
+        folder, config = self.out / "reference_logps", self.config
+        if not self.has_reference:
+            self.fine_tune()
+        source = self.out / "reference" if config.sft.steps else self.base
+        samples = self.samples("reference")
+        if config.training.reference_samples == "pairs":
+            samples = [*samples, *(sample for pair in self.unlabelled["training"] for sample in pair.samples)]
+        sequences = [sample for side in self.unlabelled.values() for pair in side for sample in pair.samples]
+        others = {
+            "source": models.source_fingerprint(source, self._revision if str(source) == self.base else None),
+            "data": reference.data_fingerprint([*sequences, *samples]),
+            "truncation": [self.context, config.data.prompt_tokens, config.data.completion_tokens],
+        }
         if not (folder / "reference.json").is_file():
             pairs = [pair for side in self.unlabelled.values() for pair in side]
             model = self.load_reference()
-            reference.compute(model, self.tokenizer, pairs, self.samples("reference"), self.config.reference).save(
-                folder
-            )
+            reference.compute(model, self.tokenizer, pairs, samples, config.reference, **others).save(folder)
         stored = reference.ReferenceLogps.load(folder)
         guards.check_same_tokenizer(stored.key.get("tokenizer"), self.tokenizer, str(folder))
+        stored.check(reference.reference_key(None, self.tokenizer, config.reference, **others), str(folder))
         return stored
 
     # -- trainings -----------------------------------------------------------------------------------------------

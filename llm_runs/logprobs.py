@@ -99,7 +99,7 @@ def token_logps(logits: Tensor, batch: CompletionBatch, chunk: int | None = None
 @torch.no_grad()
 def log_collisions(logits: Tensor) -> Tensor:
     """log sum_v pi(v)^2 of every distribution in `logits` (..., V): how likely two draws agree, a constant weight for WPO."""
-    logits = _full_precision(logits)
+    logits = full_precision(logits)
     return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
 
 
@@ -123,7 +123,7 @@ class TopTokens:
 
 def top_tokens(logits: Tensor, k: int) -> TopTokens:
     """The `k` most probable tokens of every distribution in `logits` (N, C, V); all of them where V <= k."""
-    logits = _full_precision(logits)
+    logits = full_precision(logits)
     ids = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
     return TopTokens(ids, *_top_and_tail(logits, ids))
 
@@ -144,7 +144,8 @@ def exact_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor, chunk: int | None
     return _by_rows(_exact_kl, chunk, logits_p, logits_q, mask).sum(-1)
 
 
-def _full_precision(logits: Tensor) -> Tensor:
+def full_precision(logits: Tensor) -> Tensor:
+    """float32, or float64 where it is that already: sums over a vocabulary lose too much in less."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -169,7 +170,7 @@ def _by_rows(function: Callable[..., Tensor], chunk: int | None, *tensors: Tenso
 
 
 def _gathered_logps(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    loss = F.cross_entropy(_full_precision(logits).flatten(0, 1), targets.flatten(), reduction="none")
+    loss = F.cross_entropy(full_precision(logits).flatten(0, 1), targets.flatten(), reduction="none")
     return torch.where(mask, -loss.view_as(targets), 0.0)
 
 
@@ -188,17 +189,17 @@ def _top_and_tail(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kl_from_top(logits: Tensor, ids: Tensor, logps: Tensor, log_tail: Tensor, mask: Tensor) -> Tensor:
-    top, tail = _top_and_tail(_full_precision(logits), ids.long())
-    kl = _event_kl(logps, top).sum(-1) + _event_kl(log_tail, tail)
+    top, tail = _top_and_tail(full_precision(logits), ids.long())
+    kl = event_kl(logps, top).sum(-1) + event_kl(log_tail, tail)
     return torch.where(mask, kl, 0.0)
 
 
-def _event_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def event_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p log(p / q), 0 where p = 0."""
     return torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0)
 
 
 def _exact_kl(logits_p: Tensor, logits_q: Tensor, mask: Tensor) -> Tensor:
-    log_p = _full_precision(logits_p).log_softmax(-1)
-    log_q = _full_precision(logits_q).log_softmax(-1)
-    return torch.where(mask, _event_kl(log_p, log_q).sum(-1), 0.0)
+    log_p = full_precision(logits_p).log_softmax(-1)
+    log_q = full_precision(logits_q).log_softmax(-1)
+    return torch.where(mask, event_kl(log_p, log_q).sum(-1), 0.0)

@@ -21,10 +21,9 @@ from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.microbatches import Microbatches, TrainingError
+from llm_runs.vocabulary_head import CHUNK
 
 GB = 1e9
-# Full-vocabulary arrays at the peak of one head chunk: log-probabilities, their gradient, and that of the logits.
-_HEAD_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Load:
     """Tokens of the largest forward pass, padding included."""
 
     body: int  # through the layers
-    head: int  # through the vocabulary head at once
+    head: int  # through the vocabulary head, in chunks
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,14 @@ class Plan:
             gradients=trained,
             optimiser=2 * trained,  # Adam's two moments
             activations=_activations(model, self.load.body, width, config.gradient_checkpointing),
-            head=_HEAD_COPIES * self.load.head * shape.vocab_size * max(4, model.dtype.itemsize),
+            head=self._head(shape.vocab_size * max(4, model.dtype.itemsize)),
             accumulates=config.batch_size > _micro(config),
         )
+
+    def _head(self, size: int) -> int:
+        """The softmaxes that are kept until the backward pass, of `size` bytes each, and one chunk's buffer."""
+        kept = 0 if self.config.lora else min(self.load.head * size, self.config.logits_memory * 2**20)
+        return kept + min(self.load.head, CHUNK.get(self.model.device.type, CHUNK["cpu"])) * size
 
     def smaller(self) -> Iterator[tuple[str, Plan]]:
         """The same training with less memory, in the order in which one would try, each with the setting to change."""
@@ -118,7 +122,7 @@ class Plan:
 def of_training(model: PreTrainedModel, data: Microbatches, config: TrainingConfig, live_reference: bool) -> Plan:
     """The plan of a training with its real data: the load is that of its widest forward pass (all have as many sequences)."""
     item = data[max(range(len(data)), key=lambda index: _width(data, index))]
-    return Plan(model, config, Load(item["input_ids"].numel(), item["completion_mask"].numel()), live_reference)
+    return Plan(model, config, Load(item["input_ids"].numel(), item["targets"].numel()), live_reference)
 
 
 def _width(data: Microbatches, index: int) -> int:

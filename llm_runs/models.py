@@ -188,6 +188,15 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     return folder
 
 
+def source_fingerprint(source: str | Path, revision: str | None = None) -> str:
+    """What identifies a model's weights without loading them: the checksum of its folder's, or a hub id with its commit."""
+    if Path(source).is_dir():
+        return fingerprint([fingerprint(path) for path in sorted(Path(source).glob("*.safetensors"))])
+    with _load_errors(source):
+        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+    return f"{source}@{getattr(config, '_commit_hash', None) or revision}"
+
+
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens, prompt and completion together, that the model was made for."""
     return _context(model.config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from analysis.records import atomic_write
 from llm_runs.config import ReferenceConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
-from llm_runs.logprobs import TopTokens, collate, completion_logits, token_logps, top_tokens
+from llm_runs.logprobs import TopTokens
 from llm_runs.models import autocast, tokenizer_fingerprint
+from llm_runs.scoring import Scorer
 
-FORMAT = 1
+FORMAT = 2
 _TABLE, _MANIFEST = "reference.safetensors", "reference.json"
 
 
@@ -46,17 +47,22 @@ class ReferenceLogps:
 
     key: dict[str, Any]  # model, tokenizer, dtype, top_k: what the numbers depend on besides the tokens
     digests: Tensor  # (M, 16) uint8: of prompt and completion ids
-    logps: Tensor  # (M,) summed over the completion's tokens
+    token_logps: Tensor  # (sum of lengths,) log-probability of every token, one completion after the other
     lengths: Tensor  # (M,) tokens
     start: Tensor  # (M,)
     ids: Tensor  # (R, K) int32
     top_logps: Tensor  # (R, K)
     log_tail: Tensor  # (R,)
+    logps: Tensor = field(init=False, repr=False, compare=False)  # (M,) summed over the completion's tokens
     _rows: dict[bytes, int] = field(init=False, repr=False, compare=False)
+    _ends: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = {bytes(digest): row for row, digest in enumerate(self.digests.numpy())}
+        sums = [each.sum() for each in torch.split(self.token_logps, self.lengths.tolist())]
         object.__setattr__(self, "_rows", rows)
+        object.__setattr__(self, "_ends", self.lengths.cumsum(0))
+        object.__setattr__(self, "logps", torch.stack(sums) if sums else self.token_logps)
 
     def __len__(self) -> int:
         return len(self.logps)
@@ -64,6 +70,11 @@ class ReferenceLogps:
     def logp(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> float:
         """log pi_ref(completion | prompt), nats. ReferenceCacheError if this completion was never scored."""
         return float(self.logps[self._row(prompt_ids, completion_ids)])
+
+    def logps_of_tokens(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Tensor:
+        """log pi_ref of every token of a completion, (T,), nats."""
+        end = int(self._ends[self._row(prompt_ids, completion_ids)])
+        return self.token_logps[end - len(completion_ids) : end]
 
     def pair_logps(self, pairs: Iterable[TokenPair]) -> tuple[Tensor, Tensor]:
         """Summed log-probabilities of the chosen and of the rejected completions, (N,) each."""
@@ -129,33 +140,53 @@ class ReferenceLogps:
             raise ReferenceCacheError(
                 f"{folder / _TABLE}: damaged (wrong checksum); delete the folder and compute it again"
             )
-        if key is not None and manifest["key"] != key:
-            differing = [
-                name for name in sorted({*key, *manifest["key"]}) if key.get(name) != manifest["key"].get(name)
-            ]
-            details = "; ".join(
-                f"{name} is {manifest['key'].get(name)}, expected {key.get(name)}" for name in differing
-            )
+        found = cls(key=manifest["key"], **safetensors.torch.load(table))
+        if key is not None:
+            found.check(key, str(folder))
+        return found
+
+    def check(self, key: Mapping[str, Any], place: str) -> None:
+        """ReferenceCacheError where a part of `key` is not what this was computed with; `place` is for the message."""
+        differing = [
+            f"{name} is {self.key.get(name)}, expected {key[name]}" for name in key if self.key.get(name) != key[name]
+        ]
+        if differing:
             raise ReferenceCacheError(
-                f"{folder}: computed with another reference or other settings: {details}; delete it to compute it again"
+                f"{place}: computed with another reference, other data or other settings: {'; '.join(differing)}; delete it to compute "
+                "it again"
             )
-        return cls(key=manifest["key"], **safetensors.torch.load(table))
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("digests", "logps", "lengths", "start", "ids", "top_logps", "log_tail")
+        names = ("digests", "token_logps", "lengths", "start", "ids", "top_logps", "log_tail")
         return {name: getattr(self, name).contiguous() for name in names}
 
 
 def reference_key(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ReferenceConfig
+    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, config: ReferenceConfig, **others: Any
 ) -> dict[str, Any]:
-    """What the stored numbers depend on besides the tokens: the model's weights, the tokenizer, the precision and top_k."""
+    """What the stored numbers depend on besides the tokens: weights (adapters too), tokenizer, template, precision, top_k.
+
+    Args:
+        model: the reference; None leaves out what only a loaded model tells (weights and precision).
+        others: further parts, such as fingerprints of the model's files and of the data, and how prompts were cut.
+    """
+    template = json.dumps(tokenizer.chat_template).encode()
+    of_model = (
+        {} if model is None else {"model": model_fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}
+    )
     return {
-        "model": model_fingerprint(model),
+        **of_model,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "template": hashlib.sha256(template).hexdigest(),
         "top_k": config.top_k,
+        **others,
     }
+
+
+def data_fingerprint(samples: Iterable[TokenSample]) -> str:
+    """sha256 of the distinct completions with their prompts, in whatever order."""
+    digests = {_digest(sample.prompt_ids, sample.completion_ids) for sample in samples}
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -174,10 +205,12 @@ def compute(
     pairs: Sequence[TokenPair],
     samples: Sequence[TokenSample],
     config: ReferenceConfig,
+    **others: Any,
 ) -> ReferenceLogps:
     """Score every pair's completions, and every sample with its next-token distributions, under the reference `model`.
 
-    Each distinct completion is scored once. The model is left in evaluation mode; free it afterwards.
+    Each distinct completion is scored once. The model is left in evaluation mode; free it afterwards. `others`: further parts of the
+    key, see `reference_key`.
     """
     model.eval()
     with_top = {_digest(s.prompt_ids, s.completion_ids): (s.prompt_ids, s.completion_ids) for s in samples}
@@ -186,29 +219,32 @@ def compute(
     }
     scored = {**without, **with_top}
     # Longest first: batches of similar length waste little on padding, and too large a batch fails at once.
-    order = sorted(scored, key=lambda digest: -len(scored[digest][1]))
-    logps: list[Tensor] = []
-    starts: list[int] = []
-    tops: list[TopTokens] = []
-    rows = 0
+    order = sorted(scored, key=lambda digest: (-len(scored[digest][0]) - len(scored[digest][1]), scored[digest][0]))
+    scorer = Scorer(model, list(scored.values())) if scored else None
+    found: dict[bytes, tuple[Tensor, TopTokens | None]] = {}
     for first in tqdm(range(0, len(order), config.batch_size), desc="reference log-probs", unit="batch", leave=False):
-        digests = order[first : first + config.batch_size]
-        batch = collate([scored[d][0] for d in digests], [scored[d][1] for d in digests]).to(model.device)
+        assert scorer is not None
+        digests = sorted(order[first : first + config.batch_size], key=lambda digest: digest in with_top)
+        lengths = [len(scored[digest][1]) for digest in digests]
+        last = sum(length for digest, length in zip(digests, lengths, strict=True) if digest in with_top)
+        rows = scorer.pack([scored[digest] for digest in digests]).to(model.device)
         with autocast(model.device):
-            logits = completion_logits(model, batch)
-        logps.append(token_logps(logits, batch).sum(-1).cpu())
-        chosen = [i for i, digest in enumerate(digests) if digest in with_top]
-        top = top_tokens(logits[chosen], config.top_k).to("cpu") if chosen else None
-        for i, digest in enumerate(digests):
-            starts.append(rows if digest in with_top else -1)
-            if digest in with_top and top is not None:
-                j, length = chosen.index(i), len(scored[digest][1])
-                tops.append(TopTokens(top.ids[j, :length].int(), top.logps[j, :length], top.log_tail[j, :length]))
-                rows += length
+            logps, top = scorer.distributions(model, rows, config.top_k, last)
+        position = last - sum(lengths)  # of the tokens with a distribution; negative before the first
+        for digest, own in zip(digests, torch.split(logps.cpu(), lengths), strict=True):
+            tokens = slice(position, position + len(own))
+            stored = TopTokens(top.ids[tokens].int(), top.logps[tokens], top.log_tail[tokens]).to("cpu")
+            found[digest] = own, stored if digest in with_top else None
+            position += len(own)
+    tops = [top for _, top in (found[digest] for digest in order) if top is not None]
+    starts, rows_before = [], 0
+    for digest in order:
+        starts.append(rows_before if digest in with_top else -1)
+        rows_before += len(scored[digest][1]) if digest in with_top else 0
     return ReferenceLogps(
-        key=reference_key(model, tokenizer, config),
+        key=reference_key(model, tokenizer, config, **others),
         digests=torch.tensor([list(digest) for digest in order], dtype=torch.uint8).reshape(-1, 16),
-        logps=torch.cat(logps) if logps else torch.zeros(0),
+        token_logps=torch.cat([found[digest][0] for digest in order]) if order else torch.zeros(0),
         lengths=torch.tensor([len(scored[digest][1]) for digest in order], dtype=torch.long),
         start=torch.tensor(starts, dtype=torch.long),
         ids=torch.cat([t.ids for t in tops]) if tops else torch.zeros(0, 0, dtype=torch.int32),

@@ -1,8 +1,9 @@
 """Preference training: a thin `transformers.Trainer` whose loss is an objective of the registry.
 
-Each forward pass runs the model's body once over chosen and rejected completions, reference samples and pretraining text, and
-its head on completion tokens only. What is supplied follows from `objective.needs`: an objective without reference
-log-probs never gets a reference. Everything else (schedule, accumulation, mixed precision, data parallelism, checkpoints) is the Trainer's.
+Each forward pass runs the model's body once over chosen and rejected completions, reference samples and pretraining text (and over
+what they share once, see `packing`), and its head on completion tokens only. What is supplied follows from `objective.needs`: an
+objective without reference log-probs never gets a reference. Everything else (schedule, accumulation, mixed precision, data
+parallelism, checkpoints) is the Trainer's.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ from analysis.records import atomic_write, fingerprint
 from llm_runs import failures, guards, memory, reporting
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
-from llm_runs.logprobs import completion_logits, completion_logps, kl_from_top, log_collisions, token_logps
 from llm_runs.microbatches import Microbatch, Microbatches, TrainingError, unpack
-from llm_runs.models import context_length
+from llm_runs.models import autocast, context_length
+from llm_runs.packing import Rows
 from llm_runs.progress import show_progress
 from llm_runs.reference import ReferenceLogps
+from llm_runs.scoring import Scorer
 from llm_runs.sft import last_checkpoint
+from llm_runs.vocabulary_head import TokenScores
 
 Evaluate = Callable[[PreTrainedModel, int], None]
 SATURATED = 5.0  # |argument of a link| beyond which the flat side of a sigmoid has less than 1 % of its slope left
@@ -107,10 +110,9 @@ def train(
             stacklevel=2,
         )
     if any(term.coupled for term in objective.terms) and data.per_step > 1:
-        warnings.warn(
-            f"{objective.label} takes means over its batch, which here are over {config.micro_batch_size} pairs: "
-            "let training.micro_batch_size be training.batch_size for means over the whole batch",
-            stacklevel=2,
+        raise TrainingError(
+            f"{objective.label} takes means over its batch, so a step in {data.per_step} forward passes would be another objective: "
+            f"let training.micro_batch_size be training.batch_size ({config.batch_size})"
         )
     checkpoints = out / "checkpoints"
     resume_from = _resumable(checkpoints, _identity(objective, data, config, seed)) if config.save_every else None
@@ -120,6 +122,8 @@ def train(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = _with_adapters(model, config.lora, seed) if config.lora else model
+    scorer = Scorer(trained, data.sequences(), config.share_prompt, config.logits_memory * 2**20)
+    data.share = scorer.share
     trainer = _PreferenceTrainer(
         model=trained,
         args=_arguments(model, config, data.per_step, seed, checkpoints),
@@ -133,7 +137,7 @@ def train(
         ],
     )
     show_progress(trainer, objective.label)
-    trainer.objective, trainer.live, trainer.steps, trainer.out = objective, live, steps, out
+    trainer.objective, trainer.scorer, trainer.live, trainer.steps, trainer.out = objective, scorer, live, steps, out
     trainer.kl_limit = config.kl_limit
     reset_peak_memory(model.device)
     with memory.explained(lambda: memory.of_training(trained, data, config, live is not None)):
@@ -153,6 +157,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with an objective's loss, and its parts in the log."""
 
     objective: objectives.Objective
+    scorer: Scorer
     live: _LiveReference | None
     steps: _Steps
     out: Path
@@ -188,19 +193,17 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _batches(self, model: Any, microbatch: Microbatch) -> dict[str, objectives.Batch]:
-        sequences, rows = microbatch.sequences, microbatch.rows
-        logits = completion_logits(model, sequences)
-        per_token = token_logps(logits, sequences)
-        logps = per_token.sum(-1)
-        lengths = sequences.lengths
+        rows, roles = microbatch.rows, microbatch.roles
         needs = self.objective.needs_on_pairs
+        scores = self.scorer.score(model, rows, microbatch.top, collisions="log_collisions" in needs)
+        logps, lengths = rows.by_sequence(scores.logps).sum(-1), rows.lengths
         batches: dict[str, objectives.Batch] = {}
         if "pairs" in needs:
-            chosen, rejected = rows["chosen"], rows["rejected"]
+            chosen, rejected = roles["chosen"], roles["rejected"]
             ref_chosen, ref_rejected = microbatch.ref_chosen_logps, microbatch.ref_rejected_logps
             if self.live is not None:
-                ref_logps = self.live.logps(model, sequences.rows(slice(chosen.start, rejected.stop)))
-                ref_chosen, ref_rejected = ref_logps.chunk(2)
+                ref_logps = self.live.logps(self.scorer, model, rows)
+                ref_chosen, ref_rejected = ref_logps[chosen], ref_logps[rejected]
             batches["pairs"] = objectives.PairBatch(
                 chosen_logps=logps[chosen],
                 rejected_logps=logps[rejected],
@@ -208,17 +211,17 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
                 ref_rejected_logps=ref_rejected,
                 chosen_lengths=lengths[chosen],
                 rejected_lengths=lengths[rejected],
-                **_token_fields(needs, rows, per_token, sequences.completion_mask, logits),
+                **_token_fields(needs, microbatch, scores),
             )
         if "reference_samples" in needs:
-            samples, top = rows["reference_samples"], microbatch.top
+            samples = roles["reference_samples"]
             batches["reference_samples"] = objectives.SampleBatch(
                 logps=logps[samples],
                 lengths=lengths[samples],
-                token_kl=None if top is None else kl_from_top(top, logits[samples], sequences.completion_mask[samples]),
+                token_kl=_summed_kl(microbatch, scores)[samples] if microbatch.top is not None else None,
             )
         if "pretraining" in needs:
-            texts = rows["pretraining"]
+            texts = roles["pretraining"]
             batches["pretraining"] = objectives.SampleBatch(logps=logps[texts], lengths=lengths[texts])
         return batches
 
@@ -260,12 +263,13 @@ class _LiveReference:
         self.model = None if config.lora else copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def logps(self, policy: Any, sequences: Any) -> Tensor:
+    def logps(self, scorer: Scorer, policy: Any, rows: Rows) -> Tensor:
         """Summed log-probs of the sequences: of the copy, or of the policy with its adapters off."""
         with ExitStack() as stack:
             if self.model is None:
                 stack.enter_context(policy.disable_adapter())
-            return completion_logps(self.model or policy, sequences)
+            stack.enter_context(autocast(rows.input_ids.device))
+            return rows.by_sequence(scorer.score(self.model or policy, rows).logps).sum(-1)
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -392,17 +396,23 @@ def _check_start(batches: Mapping[str, objectives.Batch], reduced_precision: boo
             )
 
 
-def _token_fields(
-    needs: frozenset[str], rows: Mapping[str, slice], per_token: Tensor, mask: Tensor, logits: Tensor
-) -> dict[str, Tensor]:
+def _token_fields(needs: frozenset[str], microbatch: Microbatch, scores: TokenScores) -> dict[str, Tensor]:
     """What objectives on single tokens look at, by field of the pairs' batch."""
+    rows = microbatch.rows
     fields: dict[str, Tensor] = {}
     for side in ("chosen", "rejected"):
+        role = microbatch.roles[side]
         if "token_logps" in needs:
-            fields |= {f"{side}_token_logps": per_token[rows[side]], f"{side}_mask": mask[rows[side]]}
-        if "log_collisions" in needs:
-            fields[f"{side}_log_collisions"] = log_collisions(logits[rows[side]])
+            fields |= {f"{side}_token_logps": rows.by_sequence(scores.logps)[role], f"{side}_mask": rows.mask[role]}
+        if scores.log_collisions is not None:
+            fields[f"{side}_log_collisions"] = rows.by_sequence(scores.log_collisions)[role]
     return fields
+
+
+def _summed_kl(microbatch: Microbatch, scores: TokenScores) -> Tensor:
+    """Each sequence's sum of KLs along its tokens; 0 where no reference distributions are stored."""
+    without = scores.kl.new_zeros(len(scores.logps) - len(scores.kl))
+    return microbatch.rows.by_sequence(torch.cat([without, scores.kl])).sum(-1)
 
 
 def _statistics(

@@ -47,6 +47,15 @@ def test_the_shipped_ones_are_there() -> None:
         ("model: {device: gpu}", ["model.device", "auto, cpu, cuda, mps"]),
         ("evaluation: {at: [-1]}", ["evaluation.at", "at least 0"]),
         ("evaluation: {at: [99]}", ["evaluation.at", "training.steps (24)"]),
+        ("training: {share_prompt: maybe}", ["training.share_prompt", "auto, True, False"]),
+        (
+            "{training: {reference_samples: pairs}, data: {preferences: a.jsonl}}",
+            ["preferences_from_reference=true", "'own'"],
+        ),
+        (
+            "{training: {reference_samples: pairs}, sampling: {temperature: 0.7}}",
+            ["temperature 0.7", "sampling.temperature"],
+        ),
         ("model: smollm2", ["model", "keys and values"]),
         ("objectives: [dop(beta=0.1)]", ["objectives", "'dop'", "dpo"]),
         ("objectives: [dpo(bet=0.1)]", ["objectives", "'bet'", "beta"]),

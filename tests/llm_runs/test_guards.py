@@ -173,12 +173,12 @@ def test_a_failed_batch_can_be_read(tmp_path: Path, tokenizer: PreTrainedTokeniz
     tensors = safetensors.torch.load_file(tmp_path / "failed_batch.safetensors")
     rows = pd.DataFrame(saved["examples"])
     assert rows["source"].tolist() == ["pairs"] * 2 + ["reference_samples"] * 2 + ["pretraining"]
-    width = tensors["completion_mask"].shape[1]
+    completions = tensors["targets"].split(tensors["lengths"].tolist())
     for row, (_, example) in enumerate(rows[rows["source"] == "pairs"].iterrows()):
         pair = pairs[example["position"]]
         assert (example["id"], example["prompt"], example["chosen"]) == (pair.id, pair.prompt, pair.chosen)
         assert example["rejected"] == tokenizer.decode(pair.rejected_ids)
-        assert tensors["input_ids"][row, -width:][tensors["completion_mask"][row]].tolist() == list(pair.chosen_ids)
+        assert completions[tensors["role/chosen"][row]].tolist() == list(pair.chosen_ids)
     (text,) = rows.loc[rows["source"] == "pretraining", "text"]
     assert text in {tokenizer.decode(each) for each in texts}
 

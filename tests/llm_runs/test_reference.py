@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_runs import reference
+from llm_runs import models, reference
 from llm_runs.config import ReferenceConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.models import tiny_random
@@ -82,7 +82,7 @@ def test_distributions_are_the_top_tokens_and_the_rest(tiny, computed) -> None:
 
 def test_saved_cache_reads_back_exactly(tiny, computed, tmp_path: Path) -> None:
     read = ReferenceLogps.load(computed.save(tmp_path / "cache"), key=reference.reference_key(*tiny, CONFIG))
-    for name in ("logps", "lengths", "start", "ids", "top_logps", "log_tail"):
+    for name in ("logps", "token_logps", "lengths", "start", "ids", "top_logps", "log_tail"):
         assert torch.equal(getattr(read, name), getattr(computed, name))
     assert read.key == computed.key
     assert torch.equal(torch.stack(read.pair_logps(PAIRS)), torch.stack(computed.pair_logps(PAIRS)))
@@ -103,6 +103,37 @@ def test_other_weights_settings_or_tokenizer_are_refused(tiny, computed, tmp_pat
         ReferenceLogps.load(folder, key=reference.reference_key(model, other, CONFIG))
     with pytest.raises(ReferenceCacheError, match="dtype is float32, expected bfloat16"):
         ReferenceLogps.load(folder, key=reference.reference_key(copy.deepcopy(model).bfloat16(), tokenizer, CONFIG))
+
+
+def test_token_logps_are_kept(tiny, computed) -> None:
+    for pair in PAIRS:
+        rows = log_softmax_rows(tiny[0], pair.prompt_ids, pair.chosen_ids)
+        expected = [rows[t, token].item() for t, token in enumerate(pair.chosen_ids)]
+        assert computed.logps_of_tokens(pair.prompt_ids, pair.chosen_ids).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_files_of_a_model_have_a_fingerprint_of_their_own(tiny, computed, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    first = models.save(model, tokenizer, tmp_path / "first")
+    copied = models.save(model, tokenizer, tmp_path / "copied")
+    changed = copy.deepcopy(model)
+    changed.model.norm.weight.data[3] += 1e-4
+    other = models.save(changed, tokenizer, tmp_path / "other")
+    prints = [models.source_fingerprint(folder) for folder in (first, copied, other)]
+    assert prints[0] == prints[1] != prints[2]
+    cuts = [
+        {"source": prints[0], "data": reference.data_fingerprint(samples)}
+        for samples in (SAMPLES, SAMPLES[::-1], SAMPLES[1:])
+    ]
+    assert cuts[0] == cuts[1]
+    folder = reference.compute(*tiny, PAIRS, SAMPLES, CONFIG, **cuts[0]).save(tmp_path / "cache")
+    expected = [
+        reference.reference_key(None, tokenizer, CONFIG, **cut) for cut in (*cuts, cuts[0] | {"source": prints[2]})
+    ]
+    assert len(ReferenceLogps.load(folder, expected[1])) == len(computed)
+    for key, message in ((expected[2], "data is .*, expected"), (expected[3], "source is .*, expected")):
+        with pytest.raises(ReferenceCacheError, match=message):
+            ReferenceLogps.load(folder, key)
 
 
 def test_completions_of_other_data_are_refused(computed) -> None:
@@ -128,7 +159,7 @@ def test_missing_and_damaged_files_are_named(computed, tmp_path: Path) -> None:
     with pytest.raises(ReferenceCacheError, match=r"reference\.json: damaged"):
         ReferenceLogps.load(folder)
     (folder / "reference.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ReferenceCacheError, match="format 1"):
+    with pytest.raises(ReferenceCacheError, match="format 2"):
         ReferenceLogps.load(folder)
 
 

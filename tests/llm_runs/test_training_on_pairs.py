@@ -56,9 +56,11 @@ def test_what_pairs_cannot_stand_for_is_refused(stored: ReferenceLogps, tmp_path
             weights_after(label, stored, tmp_path)
 
 
-def test_batch_coupled_objectives_warn_of_small_microbatches(stored: ReferenceLogps, tmp_path: Path) -> None:
+def test_batch_coupled_objectives_refuse_small_microbatches(stored: ReferenceLogps, tmp_path: Path) -> None:
     split = replace(CONFIG, micro_batch_size=4)
-    with pytest.warns(UserWarning, match=r"bco\(beta=0\.1\) takes means over its batch, which here are over 4 pairs"):
+    with pytest.raises(
+        TrainingError, match=r"bco\(beta=0\.1\) takes means over its batch, so a step in 2 forward passes"
+    ):
         train(llama(), objectives.get("bco"), PAIRS, reference=stored, config=split, seed=0, out=tmp_path)
 
 
