@@ -53,6 +53,7 @@ def judge(
         curvature=lowest,
         newton_step=minimum.step.flatten(1).abs().amax(-1),
         iterations=minimum.iterations,
+        stability=torch.full_like(derivatives.value, torch.nan),
         reason=torch.zeros_like(status),
     )
 

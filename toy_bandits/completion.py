@@ -9,7 +9,7 @@ from torch import Tensor
 
 from objectives import Objective
 from objectives.values import kinks_as, watched
-from toy_bandits import batching, kinks, linear
+from toy_bandits import batching, fields, kinks, linear
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
 from toy_bandits.newton import GRADIENT_TOLERANCE, minimise
 from toy_bandits.problem import Bandit
@@ -45,6 +45,8 @@ def solve_any(problem: Bandit, objective: Objective, start: Tensor, smooth: Smoo
             _kinked(function, answer)
     else:
         answer = smooth(problem, objective, start)
+    if "stop_gradient" in used and start[0].numel() <= fields.LARGEST:
+        _followed(function, answer, start)
     unknown = (answer.status == UNSOLVED) & (answer.reason == 0)
     answer.reason[unknown] = torch.where(answer.gradient_norm > GRADIENT_TOLERANCE, RESTLESS, VANISHED)[unknown]
     answer.reason[answer.status != UNSOLVED] = 0
@@ -108,6 +110,37 @@ def _kinked(function: Function, answer: Answer) -> None:
             _put(answer, index, found.logits, found.value, found.residual, found.dimension)
             answer.minima[index] = max(minima, 1)
             answer.proved[index] = convex
+
+
+def _followed(function: Function, answer: Answer, start: Tensor) -> None:
+    """Losses with stop-gradients: a stable zero of the field, from ``start`` or else from where smooth minimisation ended."""
+    found = [fields.zero(function, begin) for begin in (start, answer.logits)]
+    value = [function(one.logits).value for one in found]
+    ahead = (fields.field(function, answer.logits) * answer.direction).sum((-2, -1))
+    for index in range(len(start)):
+        # Far along a divergence the field underflows, which is no zero of it.
+        known = found[:1] if answer.status[index] == DIVERGES else found
+        stable = [bool(one.converged[index]) and bool(one.stability[index] > 0) for one in known]
+        if any(stable):
+            which = stable.index(True)
+            one = found[which]
+            minima = int(answer.minima[index])
+            _put(
+                answer,
+                index,
+                one.logits[index],
+                value[which][index].item(),
+                one.norm[index].item(),
+                int(one.dimension[index]),
+            )
+            answer.minima[index] = max(minima, 1)
+        elif answer.status[index] == DIVERGES and ahead[index] <= 0:
+            continue
+        else:
+            answer.status[index] = UNSOLVED
+            answer.reason[index] = UNSTABLE if any(bool(one.converged[index]) for one in known) else NO_ZERO
+        answer.proved[index] = False
+        answer.stability[index] = found[stable.index(True)].stability[index] if any(stable) else torch.nan
 
 
 def _put(answer: Answer, index: int, logits: Tensor, value: float, residual: float, dimension: int) -> None:

@@ -49,6 +49,8 @@ class Certificate:
             directions that are known to be flat.
         newton_step: largest change of a logit that one more Newton step would make.
         iterations: Newton iterations.
+        stability: of losses with stop-gradients: the smallest real part of the eigenvalues of the field's true Jacobian, its diagonal
+            scaled to 1, without those that are 0: training comes to rest at the answer where it is positive. Else NaN.
         reason: why a problem is "unsolved", in words; else empty. A str for a single problem, else an array.
         details: computes what follows when it is first asked for.
 
@@ -69,6 +71,7 @@ class Certificate:
     curvature: Any
     newton_step: Any
     iterations: Any
+    stability: Any
     reason: Any
     details: Details = field(repr=False)
 
@@ -141,6 +144,7 @@ class Answer:
     curvature: Tensor
     newton_step: Tensor
     iterations: Tensor
+    stability: Tensor
     reason: Tensor  # index into REASONS
 
 
@@ -192,6 +196,7 @@ def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], s
             curvature=plain("curvature"),
             newton_step=plain("newton_step"),
             iterations=plain("iterations"),
+            stability=plain("stability"),
             reason=in_words(joined("reason")),
             details=details,
         ),

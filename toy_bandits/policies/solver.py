@@ -278,6 +278,7 @@ def _judge(batch: _Batch, proof: Recession, found: Minimum, minima: Tensor, tie:
         curvature=lowest,
         newton_step=found.step.norm(dim=-1),
         iterations=found.iterations,
+        stability=torch.full_like(found.value, torch.nan),
         reason=torch.where(status == UNSOLVED, 1, 0),
     )
 
@@ -362,6 +363,7 @@ def assemble(
         certificate=Certificate(
             direction=joined("direction"),
             details=details(whole),
+            stability=plain("stability"),
             reason=in_words(joined("reason")),
             **{
                 name: plain(name)

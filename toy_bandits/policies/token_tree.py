@@ -168,6 +168,7 @@ class TokenTree(Policy):
             curvature=why.curvature,
             newton_step=why.newton_step,
             iterations=why.iterations,
+            stability=why.stability,
             reason=torch.from_numpy(np.argmax(why.reason[:, None] == REASONS, axis=-1)),
         )
         return assemble(problem, [answer], shape, lambda whole: replace(why.details, shape=shape))
