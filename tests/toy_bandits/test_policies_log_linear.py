@@ -10,6 +10,7 @@ from oracles import bandit_closed_forms as oracle
 import objectives
 from toy_bandits import Bandit, BanditError, solve
 from toy_bandits.policies import LogLinear
+from toy_bandits.worlds import draws
 
 EYE = torch.eye(3, dtype=torch.float64)
 UNSEEN = {"pairs": [[0, 1, 0], [1, 0, 0], [0, 0, 0]]}
@@ -218,3 +219,23 @@ def test_a_start_of_another_size_is_refused() -> None:
     problem = Bandit([0.2, 0.5, 0.3], np.full((3, 3), 0.5))
     with pytest.raises(BanditError, match=r"start: expected parameters of shape \(..., 3\), got \(2,\)"):
         solve(problem, objectives.get("dpo"), [0.0, 1.0], policy=LogLinear(EYE))
+
+
+@pytest.mark.parametrize("label", ["dpo", "maxpo", "ipo"])
+def test_data_sets_with_different_labels_are_solved_in_one_batch_as_alone(label: str) -> None:
+    generator = np.random.default_rng(3)
+    features = generator.normal(size=(5, 2))
+    truth = Bandit.from_rewards(np.full(5, 0.2), features @ [2.0, -1.0])
+    preferences, pairs = draws.labels(truth, 16, 12, 0)
+    problem, policy, objective = (
+        Bandit(np.full(5, 0.2), preferences, pairs),
+        LogLinear(features),
+        objectives.parse(label),
+    )
+    together = solve(problem, objective, policy=policy)
+    assert label != "dpo" or set(together.status) == {"converged", "diverges"}
+    for i in range(12):
+        alone = solve(Bandit(np.full(5, 0.2), preferences[i], pairs[i]), objective, policy=policy)
+        assert alone.status == together.status[i]
+        torch.testing.assert_close(alone.policy, together.policy[i], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(alone.parameter_direction, together.parameter_direction[i], rtol=1e-7, atol=1e-9)

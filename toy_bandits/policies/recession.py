@@ -15,8 +15,7 @@ fall does so by at least a unit, the hard-margin one, to which gradient flow tur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,8 +50,8 @@ class Recession:
     """The infimum is -infinity."""
 
 
-def analyse(function: Function, policy: Softmaxes) -> Iterator[tuple[Tensor, Recession]]:
-    """Index (K,) of problems and what is proved of them, until all problems of the batch are covered."""
+def analyse(function: Function, policy: Softmaxes) -> list[tuple[Tensor, Recession]]:
+    """Index (K,) of problems and what is proved of them, for all problems of the batch."""
     terms = _Terms(function)
     slopes = np.sign(terms.slope.numpy())
     patterns = [slopes, terms.falls.numpy(), terms.compared.numpy(), terms.masses.numpy() > 0, terms.relevant.numpy()]
@@ -60,10 +59,20 @@ def analyse(function: Function, policy: Softmaxes) -> Iterator[tuple[Tensor, Rec
     rows = np.concatenate([pattern.reshape(len(slopes), -1).astype(np.int8) for pattern in patterns], axis=1)
     # A term without lower bound: what wins depends on the slopes themselves, so each problem is on its own.
     own = np.where(negative, np.arange(1, len(rows) + 1), 0)
-    _, group = np.unique(np.column_stack([rows, own]), axis=0, return_inverse=True)
-    for label in range(group.max() + 1):
-        index = np.flatnonzero(group == label)
-        yield torch.from_numpy(index), _analyse(terms, int(index[0]), policy)
+    _, first, group = np.unique(np.column_stack([rows, own]), axis=0, return_index=True, return_inverse=True)
+    found: list[tuple[list[int], Recession]] = []
+    alike: dict[tuple[object, ...], int] = {}
+    for label, problem in enumerate(first):
+        proof, members = _analyse(terms, int(problem), policy), np.flatnonzero(group == label).tolist()
+        # Where every direction that matters is seen, problems of different labels can be searched together.
+        together = not proof.diverges and proof.basis.shape == policy.effective.shape
+        key = (proof.exists, proof.unique, proof.unbounded) if together else (label, "alone")
+        if key in alike:
+            found[alike[key]][0].extend(members)
+        else:
+            alike[key] = len(found)
+            found.append((members, replace(proof, basis=policy.effective) if together else proof))
+    return [(torch.tensor(members), proof) for members, proof in found]
 
 
 class _Terms:

@@ -161,7 +161,7 @@ def _solve(batch: _Batch, policy: Policy, starts: int, seed: int, progress: bool
     check_losses(batch.problem, batch.objective, batch.form.log_policy(batch.start))
     function = batch.function()
     if batch.form.linear:
-        groups = list(analyse(function.tabular, batch.form))
+        groups = analyse(function.tabular, batch.form)
     else:
         everything = torch.arange(len(batch.start), device=batch.start.device)
         groups = [(everything, Recession(batch.form.effective, 0, batch.start.new_zeros(batch.form.parameters)))]
