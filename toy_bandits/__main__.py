@@ -1,4 +1,4 @@
-"""``python -m toy_bandits``: exact experiments, worlds and outer loops."""
+"""``python -m toy_bandits``: exact experiments, worlds, outer loops and profiles."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from toy_bandits.errors import BanditError
 from toy_bandits.experiments import EXPERIMENTS, Experiment
 from toy_bandits.frontiers import command as frontiers_command
 from toy_bandits.loops import command as loops_command
+from toy_bandits.profile import command as profile_command
 from toy_bandits.worlds import command as worlds_command
 
 EXAMPLES = """examples:
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   python -m toy_bandits run determinism frontier --out out/bandits
   python -m toy_bandits list
   python -m toy_bandits worlds partial_support/0              what a world is
+  python -m toy_bandits profile maxpo --out out/maxpo         the card of one objective
   python -m toy_bandits loop rlhf_ppo --out out/loops         an outer loop, step by step
   python -m toy_bandits frontier dpo ipo --out out/frontiers  KL against reward and win rate, every strength
 
@@ -48,8 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     run.add_argument("--out", type=Path, required=True, help="folder; each experiment writes a folder of its own in it")
     run.add_argument("--again", action="store_true", help="make finished experiments anew")
-    for add_parser in (worlds_command.add_parser, loops_command.add_parser, frontiers_command.add_parser):
-        add_parser(commands)
+    subcommands = (worlds_command, loops_command, frontiers_command, profile_command)
+    for command in subcommands:
+        command.add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:
         if hasattr(chosen, "handler"):

@@ -40,6 +40,7 @@ class Diagnostic:
         label: for the radar, a few words.
         title: in full.
         reading: what a high score says, in one sentence.
+        worlds: ids of those that the probe solves.
         facts: of the theory (F1, ...) or the claims (C1, ...) that it rests on.
         probe: solves the objective in the diagnostic's worlds; one row per problem, with a column ``status``.
         score: from the rows of such a table that were solved, a number in [0, 1], or NaN where they do not tell.
@@ -50,6 +51,7 @@ class Diagnostic:
     label: str
     title: str
     reading: str
+    worlds: tuple[str, ...]
     facts: tuple[str, ...]
     probe: Callable[[Objective], pd.DataFrame]
     score: Callable[[pd.DataFrame], float]

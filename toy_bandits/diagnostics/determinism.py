@@ -43,6 +43,7 @@ DIAGNOSTIC = Diagnostic(
     label="determinism",
     title="Regularisation at determinism",
     reading="the penalty holds the policy when labels become certain",
+    worlds=WORLDS,
     facts=("F2", "F4", "F6", "C1"),
     probe=probe,
     score=score,

@@ -66,6 +66,7 @@ DIAGNOSTIC = Diagnostic(
     label="finite data",
     title="Finite-data overfitting",
     reading="few labels, each seen once, are not memorised",
+    worlds=WORLDS,
     facts=("F2", "C4"),
     probe=probe,
     score=score,

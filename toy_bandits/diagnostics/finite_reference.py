@@ -50,6 +50,7 @@ DIAGNOSTIC = Diagnostic(
     label="reference data",
     title="Finite reference data",
     reading="few samples of the reference do as well as the reference",
+    worlds=WORLDS,
     facts=("F11", "C9"),
     probe=probe,
     score=score,

@@ -52,6 +52,7 @@ DIAGNOSTIC = Diagnostic(
     label="cycles",
     title="Intransitivity",
     reading="a cycle of preferences gives no reason to leave the reference",
+    worlds=WORLDS,
     facts=("F2", "F4", "F6"),
     probe=probe,
     score=score,

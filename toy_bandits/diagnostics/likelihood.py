@@ -47,6 +47,7 @@ DIAGNOSTIC = Diagnostic(
     label="chosen likelihood",
     title="Fall of the chosen response's likelihood",
     reading="chosen responses do not become less likely",
+    worlds=WORLDS,
     facts=("F2", "F6"),
     probe=probe,
     score=score,

@@ -47,6 +47,7 @@ DIAGNOSTIC = Diagnostic(
     label="many actions",
     title="Growth with the number of actions",
     reading="what a nat buys does not fall as actions become many",
+    worlds=WORLDS,
     facts=("F1", "F2", "F6"),
     probe=probe,
     score=score,

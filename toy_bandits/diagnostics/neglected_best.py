@@ -42,6 +42,7 @@ DIAGNOSTIC = Diagnostic(
     label="neglected best",
     title="Recovery of a good action that the reference neglects",
     reading="the best action is found where the reference nearly excludes it",
+    worlds=WORLDS,
     facts=("F1", "F6"),
     probe=probe,
     score=score,

@@ -44,6 +44,7 @@ DIAGNOSTIC = Diagnostic(
     label="label noise",
     title="Noise robustness",
     reading="labels turned round do not lead the policy astray",
+    worlds=WORLDS,
     facts=("F3",),
     probe=probe,
     score=score,

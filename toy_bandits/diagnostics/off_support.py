@@ -53,6 +53,7 @@ DIAGNOSTIC = Diagnostic(
     label="off-support mass",
     title="Off-support mass kept",
     reading="actions that no pair shows keep the reference's mass",
+    worlds=WORLDS,
     facts=("F5", "F6", "F7", "C3"),
     probe=probe,
     score=score,

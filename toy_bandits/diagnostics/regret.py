@@ -44,6 +44,7 @@ DIAGNOSTIC = Diagnostic(
     label="reward at its KL",
     title="Regret to the RLHF optimum at equal KL",
     reading="the KL that is spent buys as much reward as it can",
+    worlds=WORLDS,
     facts=("F1", "F2", "C7"),
     probe=probe,
     score=score,

@@ -57,6 +57,7 @@ DIAGNOSTIC = Diagnostic(
     label="strength acts",
     title="Response of KL to strength",
     reading="the strength of regularisation moves the KL, with certain labels too",
+    worlds=WORLDS,
     facts=("F2", "F6", "C2"),
     probe=probe,
     score=score,

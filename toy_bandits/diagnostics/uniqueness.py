@@ -56,6 +56,7 @@ DIAGNOSTIC = Diagnostic(
     label="one answer",
     title="Uniqueness of the answer",
     reading="there is an answer, and it does not depend on the start",
+    worlds=WORLDS,
     facts=("F5", "F6"),
     probe=probe,
     score=score,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from analysis.records import is_complete, write_run
 from objectives.domains import hyperparameters
 from toy_bandits import loops, worlds
-from toy_bandits.errors import BanditError
+from toy_bandits.arguments import setting
 from toy_bandits.worlds.command import find
 
 EXAMPLES = """examples:
@@ -52,7 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.name is None:
         print("\n".join(_describe(kind) for kind in loops.LOOPS.values()))
         return 0
-    loop = loops.get(chosen.name, **dict(_setting(text) for text in chosen.set))
+    loop = loops.get(chosen.name, **dict(setting(text) for text in chosen.set))
     own = None if chosen.file is None else worlds.load_file(chosen.file)
     world = find(chosen.world or ("several_references/0" if loop.needs_references else "bradley_terry/1"), own)
     config = {**loop.config(), "world": world.id, "world_settings": dict(world.settings)}
@@ -79,16 +78,6 @@ def run(chosen: argparse.Namespace) -> int:
 def _describe(kind: type[loops.Loop]) -> str:
     settings = ", ".join(f"{parameter.name}={parameter.default!r}" for parameter in hyperparameters(kind))
     return f"{kind.name:<14} {kind.summary} ({kind.source})\n{'':<14} {settings}"
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise BanditError(f"--set: expected NAME=VALUE, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _table(frame: pd.DataFrame) -> str:
