@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from objectives import Objective, ObjectiveError
+from objectives import Batch, Objective, ObjectiveError, Term
 from toy_bandits import expectations
 from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
@@ -40,7 +40,7 @@ def check_losses(problem: Bandit, objective: Objective, log_policy: Tensor) -> N
         for term in objective.terms:
             if term.source != source:
                 continue
-            losses = term.losses(batch)
+            losses = _losses(objective, term, batch)
             bad = ~torch.isfinite(losses.detach()).expand(batch.shape) & (counted > 0)
             if bool(bad.any()):
                 problem_index, example = bad.nonzero()[0].tolist()
@@ -59,6 +59,24 @@ def check_losses(problem: Bandit, objective: Objective, log_policy: Tensor) -> N
                         f"log-prob of action {action} in context {context}{_which(problem, problem_index)}; a bandit needs a "
                         f"loss that autograd can differentiate"
                     )
+
+
+def _losses(objective: Objective, term: Term, batch: Batch) -> Tensor:
+    """The term's losses; whatever a third party's code raises is said in one line."""
+    try:
+        return term.losses(batch)
+    except ObjectiveError:
+        raise
+    except Exception as error:
+        hint = (
+            "; hyper-parameters hold one value per problem here, which objectives.values.per_example lines up with the examples"
+            if any(isinstance(value, Tensor) and value.ndim for value in objective.hyperparameters.values())
+            else ""
+        )
+        said = " ".join(str(error).split())
+        raise BanditError(
+            f"{objective.name}: the loss {term.name} raised {type(error).__name__}: {said}{hint}"
+        ) from error
 
 
 def _cell(problem: Bandit, source: str, example: int) -> str:

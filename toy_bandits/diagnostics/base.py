@@ -26,7 +26,7 @@ DATA_SET = "data_set"
 """The column that numbers independent data sets, where a probe draws any; its score then has an interval."""
 MOST_UNSOLVED = 0.1
 """The share of a probe's problems that may be unsolved; the score is of the others. With more there is no score."""
-RESAMPLES = 499
+RESAMPLES = 299
 CONFIDENCE = 0.95
 NONE_TO_GAIN = 1e-9
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib import rc_context
@@ -20,7 +20,7 @@ from toy_bandits.diagnostics import DIAGNOSTICS
 from toy_bandits.profile.measuring import Profile
 
 WIDTH, HEIGHT = 8.27, 11.69  # A4, inches
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
     "font.size": 8,
     "axes.linewidth": 0.6,
@@ -37,7 +37,7 @@ class Look:
 
     colour: str
     marker: str
-    line: str | tuple[int, tuple[int, ...]]
+    line: Any  # as matplotlib takes it
 
 
 MINE = Look("#000000", "o", "-")
@@ -59,14 +59,14 @@ def draw(mine: Profile, others: Sequence[Profile]) -> Figure:
         looks = [MINE, *BASELINES[: len(others)]]
         everyone = list(zip([mine, *others], looks, strict=True))
         _head(figure, mine)
-        radar = figure.add_axes((0.16, 0.545, 0.33, 0.27), projection="polar")
+        radar = figure.add_axes((0.155, 0.545, 0.36, 0.255), projection="polar")
         assert isinstance(radar, PolarAxes)
         _radar(radar, everyone)
         worlds_ = list(
             dict.fromkeys(world for each, _ in everyone if len(each.frontier) for world in each.frontier["world"])
         )
         for index, world in enumerate(worlds_):
-            _frontier(figure.add_axes((0.69, 0.705 - 0.175 * index, 0.27, 0.115)), world, everyone)
+            _frontier(figure.add_axes((0.7, 0.705 - 0.19 * index, 0.26, 0.115)), world, everyone)
         handles = [
             Line2D(
                 [],
@@ -80,30 +80,33 @@ def draw(mine: Profile, others: Sequence[Profile]) -> Figure:
             for each, look in everyone
         ]
         handles.append(Line2D([], [], color=GREY, linewidth=2.5, alpha=0.5, label="RLHF optimum (bound)"))
+        if _given(mine) is not None:
+            ring: Any = {"marker": "o", "linestyle": "", "fillstyle": "none", "markersize": 8}
+            handles.append(Line2D([], [], color="black", label="strength given (nearest swept)", **ring))
         figure.legend(
             handles=handles,
             loc="center",
-            bbox_to_anchor=(0.5, 0.463),
-            ncols=min(5, len(handles)),
+            bbox_to_anchor=(0.5, 0.468),
+            ncols=min(4, len(handles)),
             frameon=False,
             fontsize=7,
         )
-        _table(figure.add_axes((0.05, 0.03, 0.9, 0.405)), everyone)
+        _table(figure.add_axes((0.05, 0.025, 0.9, 0.425)), everyone)
         return figure
 
 
 def _head(figure: Figure, mine: Profile) -> None:
     about = objectives.describe(mine.objective)
     figure.text(0.05, 0.965, mine.objective.label, fontsize=15, fontweight="bold", va="top")
-    figure.text(0.05, 0.938, fill(about.summary, 110), fontsize=8.5, va="top")
+    figure.text(0.05, 0.938, fill(about.summary, 118), fontsize=8.5, va="top")
     swept = mine.objective.strength
     lines = [
         f"loss:  {about.formula}",
         f"source:  {about.source}.   needs:  {', '.join(sorted(mine.objective.needs_on_pairs))}",
         f"strength:  {swept.text}" if swept else "strength:  none",
     ]
-    wrapped = [fill(line, 118, subsequent_indent="     ", max_lines=3, placeholder=" ...") for line in lines]
-    figure.text(0.05, 0.905, "\n".join(wrapped), fontsize=7.5, va="top", color="#333333", linespacing=1.35)
+    wrapped = [fill(line, 132, subsequent_indent="     ", max_lines=3, placeholder=" ...") for line in lines]
+    figure.text(0.05, 0.915, "\n".join(wrapped), fontsize=7.2, va="top", color="#333333", linespacing=1.35)
 
 
 def _radar(axes: PolarAxes, everyone: Sequence[tuple[Profile, Look]]) -> None:
@@ -164,12 +167,32 @@ def _frontier(axes: Axes, world: str, everyone: Sequence[tuple[Profile, Look]]) 
             linewidth=1.3 if look is MINE else 0.8,
             zorder=4 if look is MINE else 3,
         )
-    axes.set_title(f"{world}: {worlds.get(world).summary}".replace(", ", ",\n", 1), fontsize=6.5, loc="left", pad=4)
+    given = _given(everyone[0][0])
+    if given is not None and len(everyone[0][0].frontier):
+        rows = everyone[0][0].frontier[everyone[0][0].frontier["world"] == world]
+        nearest = rows.iloc[(np.log(rows["strength"]) - np.log(given)).abs().argmin()]
+        axes.plot(
+            nearest["kl_policy_reference"],
+            nearest["expected_reward"],
+            "o",
+            color="black",
+            fillstyle="none",
+            markersize=9,
+            zorder=5,
+        )
+    axes.set_title(fill(f"{world}: {worlds.get(world).summary}", 44), fontsize=6.5, loc="left", pad=4)
     axes.set_xlabel("KL(π ‖ π_ref)  [nats]", fontsize=7)
     axes.set_ylabel("expected reward", fontsize=7)
     axes.tick_params(labelsize=6.5)
     axes.grid(color="#eeeeee", linewidth=0.4)
     axes.set_axisbelow(True)
+
+
+def _given(mine: Profile) -> float | None:
+    """The objective's own strength, where it has one that lies on a logarithmic axis."""
+    swept = mine.objective.strength
+    value = None if swept is None else mine.objective.hyperparameters[swept.parameter]
+    return value if isinstance(value, float) and value > 0 else None
 
 
 def _table(axes: Axes, everyone: Sequence[tuple[Profile, Look]]) -> None:
@@ -178,28 +201,36 @@ def _table(axes: Axes, everyone: Sequence[tuple[Profile, Look]]) -> None:
     axes.set_xlim(0, 1)
     names = list(everyone[0][0].scores)
     axes.set_ylim(len(names) + 0.4, -1.6)
-    columns = 0.395 + 0.075 * np.arange(len(everyone))
-    meaning = columns[-1] + 0.055
-    narrow = len(everyone) > 4
-    width = int((1.0 - meaning) * (128 if narrow else 135))
-    axes.text(0.0, -0.6, "diagnostic", fontsize=7, color=GREY, va="center")
+    first, last = 0.33, 0.33 + 0.085 + 0.068 * (len(everyone) - 1)
+    columns = np.array([first, *(first + 0.085 + 0.068 * np.arange(len(everyone) - 1))])
+    meaning = last - 0.025
+    width = int((1.0 - meaning) * 150)
+    axes.text(0.005, -0.6, "diagnostic", fontsize=7, color=GREY, va="center")
     axes.text(meaning, -0.6, "a high score says", fontsize=7, color=GREY, va="center")
     for x, (each, look) in zip(columns, everyone, strict=True):
         axes.plot([x - 0.03, x + 0.03], [-1.35, -1.35], color=look.colour, linestyle=look.line, linewidth=1.3)
         axes.plot([x], [-1.35], color=look.colour, marker=look.marker, markersize=4)
-        axes.text(x, -0.6, fill(each.objective.name, 11), fontsize=6.5, ha="center", va="center", color=look.colour)
+        axes.text(
+            x,
+            -0.6,
+            fill(each.objective.name, 16, break_long_words=False),
+            fontsize=6,
+            ha="center",
+            va="center",
+            color=look.colour,
+        )
     for row, name in enumerate(names):
         diagnostic = DIAGNOSTICS[name]
         if row % 2 == 0:
             axes.axhspan(row - 0.5, row + 0.5, color="#f4f4f4", zorder=0)
-        axes.text(0.005, row, fill(diagnostic.title, 42), fontsize=6.8, va="center", linespacing=1.0)
+        axes.text(0.005, row, fill(diagnostic.title, 38), fontsize=6.8, va="center", linespacing=1.0)
         for x, (each, look) in zip(columns, everyone, strict=True):
             score = each.scores[name]
             mine = look is MINE
             shown = "–" if np.isnan(score.value) else f"{score.value:.2f}"
             axes.text(
                 x,
-                row,
+                row - 0.1 * (mine and not np.isnan(score.low)),
                 shown,
                 fontsize=8 if mine else 7,
                 ha="center",
@@ -207,18 +238,12 @@ def _table(axes: Axes, everyone: Sequence[tuple[Profile, Look]]) -> None:
                 fontweight="bold" if mine else "normal",
             )
         score = everyone[0][0].scores[name]
-        says = (
-            f"No score: {score.reason}"
-            if np.isnan(score.value)
-            else diagnostic.reading + _interval(score.low, score.high)
-        )
+        if not np.isnan(score.low):
+            axes.text(first, row + 0.33, f"[{score.low:.2f}, {score.high:.2f}]", fontsize=5, ha="center", va="center")
+        says = f"No score: {score.reason}" if np.isnan(score.value) else diagnostic.reading
         axes.text(
             meaning, row, fill(says, width, max_lines=2, placeholder=" ..."), fontsize=6.3, va="center", linespacing=1.0
         )
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
 
 
 def writer(figure: Figure, kind: str) -> Callable[[BinaryIO], None]:

@@ -116,12 +116,18 @@ def _measured(
 ) -> tuple[pd.DataFrame | None, Score]:
     config = {"diagnostic": diagnostic.id, **_identity(objective)}
     if not again and is_complete(folder, config):
-        frame = read_run(folder).table("results")
-        return frame, diagnostics.score(diagnostic, frame)
+        kept = read_run(folder)
+        return kept.table("results"), _score(kept.table("score"))
     frame, score = diagnostics.measure(diagnostic, objective)
     if frame is not None:
-        _write(folder, f"bandit/diagnostic/{diagnostic.id}", config, frame)
+        tables = {"results": frame, "score": pd.DataFrame([asdict(score)])}
+        _write(folder, f"bandit/diagnostic/{diagnostic.id}", config, tables)
     return frame, score
+
+
+def _score(frame: pd.DataFrame) -> Score:
+    """The score that a table of one row holds."""
+    return Score(**{str(name): of for name, of in frame.iloc[0].to_dict().items()})
 
 
 def _frontier(objective: Objective, folder: Path, again: bool, *, refused: bool) -> pd.DataFrame:
@@ -135,12 +141,12 @@ def _frontier(objective: Objective, folder: Path, again: bool, *, refused: bool)
         frame = frontiers.sweep(worlds.get(world_id), objective, PER_DECADE)
         frames.append(frame.assign(world=world_id))
     made = pd.concat(frames, ignore_index=True)
-    _write(folder, "bandit/profile/frontier", config, made)
+    _write(folder, "bandit/profile/frontier", config, {"results": made})
     return made
 
 
-def _write(folder: Path, name: str, config: dict[str, Any], frame: pd.DataFrame) -> None:
-    write_run(folder, kind="bandit", id=name, config=config, seeds={"data": 0}, tables={"results": frame})
+def _write(folder: Path, name: str, config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
+    write_run(folder, kind="bandit", id=name, config=config, seeds={"data": 0}, tables=tables)
 
 
 def _identity(objective: Objective) -> dict[str, Any]:
