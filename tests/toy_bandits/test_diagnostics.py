@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize
 
 import objectives
 from objectives import Objective, ObjectiveError
@@ -53,6 +54,9 @@ HAND_MADE = [
     ("uniqueness", starts(0.0, 0.0), 1.0),
     ("uniqueness", starts(math.log(4.0), 0.0), 0.625),
     ("uniqueness", starts(0.0, status="diverges"), 0.0),
+    ("leak", table(kept=[1.0, 0.5]), 0.75),
+    ("length_bias", table(shift=[0.0, -0.5, 0.5]), 2.0 / 3.0),
+    ("length_bias", table(shift=[-1.0, 1.0]), 0.0),
     ("likelihood", table(kept=[0.25, 0.75]), 0.5),
     ("noise", table(noise=[0.0, 0.0, 0.1, 0.2], gain=[0.5, 0.3, 0.4, 0.2]), 0.75),
     ("noise", table(noise=[0.0, 0.1, 0.2], gain=[0.4, 0.5, -0.1]), 0.5),
@@ -169,6 +173,43 @@ def test_mass_of_the_unseen_is_that_of_the_worked_example() -> None:
     assert frame.set_index("world").loc["partial_support/0", "kept"] == pytest.approx(0.108 / 0.3, abs=2e-3)
     for label in ("maxpo(beta=0.02)", "maxpo(beta=0.5)", "dpo+forward_kl"):
         assert value("off_support", label) == pytest.approx(1.0, abs=1e-7)
+
+
+def test_shared_features_leak_and_forward_kl_holds_most() -> None:
+    """F7: by a search over the two parameters of one world with scipy, independent of the solver."""
+    frame, _ = diagnostics.measure(diagnostics.get("leak"), objectives.get("maxpo", beta=0.1))
+    assert frame is not None
+    features = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], dtype=float)
+    logits = features @ [0.0, 0.5]
+    reference = np.exp(logits) / np.exp(logits).sum()
+
+    def policy(theta: np.ndarray) -> np.ndarray:
+        weights = reference * np.exp(features @ theta)
+        return weights / weights.sum()
+
+    def loss(theta: np.ndarray) -> float:
+        pi = policy(theta)
+        first = pi[0] / (pi[0] + pi[1])
+        return float(-(0.9 * first + 0.1 * (1 - first)) - 0.1 * reference @ np.log(pi))
+
+    pi = policy(minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14}).x)
+    unseen = pi[2:].sum() / reference[2:].sum()
+    expected = min(unseen, 1 / unseen)
+    assert frame.set_index("world").loc["shared_features/0", "kept"] == pytest.approx(expected, abs=1e-6)
+    assert value("leak", "dpo+forward_kl") > value("leak", "dpo") + 0.2
+
+
+def test_length_is_left_alone_by_the_rlhf_optimum_and_shifted_by_a_charge_for_tokens() -> None:
+    """F1, F2: dpo. rdpo's optimum is dpo's with the reward r - alpha length, by its documentation; here with tilted masses."""
+    assert value("length_bias", "dpo(beta=0.5)") == pytest.approx(1.0, abs=1e-8)
+    frame, _ = diagnostics.measure(diagnostics.get("length_bias"), objectives.get("rdpo", beta=0.5, alpha=0.2))
+    assert frame is not None
+    world = worlds.get("sequences/0")  # all responses are worth the same
+    reference, lengths = world.truth.reference[0].numpy(), world.lengths.numpy()
+    tilted = reference * np.exp(-0.2 * lengths / 0.5)
+    before, after = reference @ lengths, tilted @ lengths / tilted.sum()
+    expected = (after - before) / (before - lengths.min())
+    assert frame.set_index("world").loc["sequences/0", "shift"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_answer_or_a_continuum() -> None:

@@ -18,6 +18,7 @@ from toy_bandits import metrics
 from toy_bandits.errors import BanditError
 from toy_bandits.expectations import SUPPLIERS
 from toy_bandits.optimum import regret_to_bound
+from toy_bandits.policies import Policy
 from toy_bandits.problem import MINIMAL_NDIM, Bandit
 from toy_bandits.solution import UNSOLVED
 from toy_bandits.solver import solve
@@ -162,13 +163,14 @@ class Case:
     """A world to solve: what the objective sees, and what its policy is judged by.
 
     ``problem`` may have one leading dimension, of data sets or of starts; ``start`` are logits of its shape, ``columns`` broadcast with
-    that dimension, and ``truth`` with the problem.
+    that dimension, and ``truth`` with the problem. ``policy``: another than the tabular one; such a case is solved by itself.
     """
 
     world: str
     problem: Bandit
     truth: Bandit
     start: Tensor | None = None
+    policy: Policy | None = None
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -223,16 +225,19 @@ def answers(objective: Objective, cases: Sequence[Case]) -> Iterator[Answer]:
         BanditError, ObjectiveError: as `solve` does; the message names the world.
     """
     found: dict[int, Answer] = {}
-    shapes = [tuple(case.problem.reference.shape[-2:]) for case in cases]
-    for shape in dict.fromkeys(shapes):
-        members = [index for index, of in enumerate(shapes) if of == shape]
+    groups = [(tuple(case.problem.reference.shape[-2:]), id(case.policy or 0)) for case in cases]
+    for group in dict.fromkeys(groups):
+        members = [index for index, of in enumerate(groups) if of == group]
+        policy = cases[members[0]].policy
         problems = [_alone(_given(objective, cases[index].problem)) for index in members]
-        starts = [_start(cases[index], problem) for index, problem in zip(members, problems, strict=True)]
+        # A policy with parameters starts at the reference, or as near to it as it can.
+        starts = [None if policy else _start(cases[i], problem) for i, problem in zip(members, problems, strict=True)]
         try:
-            solution = solve(_joined(problems), objective, torch.cat(starts))
+            start = torch.cat([each for each in starts if each is not None]) if policy is None else None
+            solution = solve(_joined(problems), objective, start, policy=policy)
         except (BanditError, ObjectiveError):
             for problem, start in zip(problems, starts, strict=True):  # one by one, so that the message names the world
-                solve(problem, objective, start)
+                solve(problem, objective, start, policy=policy)
             raise
         end = 0
         for index, problem in zip(members, problems, strict=True):

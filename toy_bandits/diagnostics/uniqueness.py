@@ -30,7 +30,7 @@ def probe(objective: Objective) -> pd.DataFrame:
         drawn = SCALE * torch.randn((STARTS - 1, *reference.shape), generator=generator, dtype=torch.float64)
         start = torch.cat([reference.unsqueeze(0), drawn])
         columns = {"start": range(STARTS)}
-        cases.append(Case(world_id, world.problem.expand((STARTS,)), world.truth, start, columns))
+        cases.append(Case(world_id, world.problem.expand((STARTS,)), world.truth, start, columns=columns))
     frames = []
     for answer in answers(objective, cases):
         logs = answer.log_policy.clamp(min=NOTHING)
