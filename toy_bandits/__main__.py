@@ -14,6 +14,7 @@ from objectives.domains import unknown_name
 from toy_bandits.errors import BanditError
 from toy_bandits.experiments import EXPERIMENTS, Experiment
 from toy_bandits.frontiers import command as frontiers_command
+from toy_bandits.leaderboard import command as leaderboard_command
 from toy_bandits.loops import command as loops_command
 from toy_bandits.profile import command as profile_command
 from toy_bandits.worlds import command as worlds_command
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     run.add_argument("--out", type=Path, required=True, help="folder; each experiment writes a folder of its own in it")
     run.add_argument("--again", action="store_true", help="make finished experiments anew")
-    subcommands = (worlds_command, loops_command, frontiers_command, profile_command)
+    subcommands = (worlds_command, loops_command, frontiers_command, profile_command, leaderboard_command)
     for command in subcommands:
         command.add_parser(commands)
     chosen = parser.parse_args(arguments)

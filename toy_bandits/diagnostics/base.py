@@ -93,8 +93,8 @@ def no_score(reason: str) -> Score:
     return Score(float("nan"), reason=reason)
 
 
-def score(diagnostic: Diagnostic, frame: pd.DataFrame) -> Score:
-    """The diagnostic's score of a table with its interval; a pure function of the table."""
+def score(diagnostic: Diagnostic, frame: pd.DataFrame, *, interval: bool = True) -> Score:
+    """The diagnostic's score of a table, with its interval if wanted (it takes longer); a pure function of the table."""
     unsolved = frame["status"] == UNSOLVED
     outcome = replace(no_score(""), problems=len(frame), unsolved=int(unsolved.sum()))
     if unsolved.mean() > MOST_UNSOLVED:
@@ -103,7 +103,7 @@ def score(diagnostic: Diagnostic, frame: pd.DataFrame) -> Score:
     value = diagnostic.score(solved)
     if np.isnan(value):
         return replace(outcome, reason="the table does not tell")
-    low, high = _interval(diagnostic, solved)
+    low, high = _interval(diagnostic, solved) if interval else (float("nan"), float("nan"))
     return replace(outcome, value=value, low=low, high=high)
 
 
@@ -140,7 +140,9 @@ def refusal(diagnostic: Diagnostic, objective: Objective) -> str:
     return ""
 
 
-def measure(diagnostic: Diagnostic, objective: Objective) -> tuple[pd.DataFrame | None, Score]:
+def measure(
+    diagnostic: Diagnostic, objective: Objective, *, interval: bool = True
+) -> tuple[pd.DataFrame | None, Score]:
     """Probe and score; no table, and a score that is NaN with its reason, where the objective needs what a bandit cannot give.
 
     Raises:
@@ -155,7 +157,7 @@ def measure(diagnostic: Diagnostic, objective: Objective) -> tuple[pd.DataFrame 
         if "references" not in objective.needs:
             raise
         return None, no_score(str(error))  # an objective of several references in a world of one
-    return frame, score(diagnostic, frame)
+    return frame, score(diagnostic, frame, interval=interval)
 
 
 @dataclass(frozen=True)

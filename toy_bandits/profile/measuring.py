@@ -114,7 +114,7 @@ def slug(label: str) -> str:
 def _measured(
     diagnostic: Diagnostic, objective: Objective, folder: Path, again: bool
 ) -> tuple[pd.DataFrame | None, Score]:
-    config = {"diagnostic": diagnostic.id, **_identity(objective)}
+    config = {"diagnostic": diagnostic.id, **identity(objective)}
     if not again and is_complete(folder, config):
         kept = read_run(folder)
         return kept.table("results"), _score(kept.table("score"))
@@ -131,7 +131,7 @@ def _score(frame: pd.DataFrame) -> Score:
 
 
 def _frontier(objective: Objective, folder: Path, again: bool, *, refused: bool) -> pd.DataFrame:
-    config = {"frontier": FRONTIER_WORLDS, "per_decade": PER_DECADE, **_identity(objective)}
+    config = {"frontier": FRONTIER_WORLDS, "per_decade": PER_DECADE, **identity(objective)}
     if not again and is_complete(folder, config):
         return read_run(folder).table("results")
     if refused:
@@ -149,7 +149,7 @@ def _write(folder: Path, name: str, config: dict[str, Any], tables: dict[str, pd
     write_run(folder, kind="bandit", id=name, config=config, seeds={"data": 0}, tables=tables)
 
 
-def _identity(objective: Objective) -> dict[str, Any]:
+def identity(objective: Objective) -> dict[str, Any]:
     """The objective, its settings, and the code behind both: a loss that was edited is measured anew."""
     return {
         "objective": objective.label,
@@ -162,13 +162,13 @@ def _identity(objective: Objective) -> dict[str, Any]:
 def _suite() -> str:
     """Fingerprint of losses, solver, worlds and diagnostics."""
     roots = [Path(package.__file__ or "").parent for package in (objectives, toy_bandits)]
-    drawing = Path(__file__).parent
+    users = {Path(__file__).parent, Path(__file__).parent.parent / "leaderboard"}  # measure nothing by themselves
     files = sorted(
         file
         for root in roots
         for kind in ("*.py", "*.yaml")
         for file in root.rglob(kind)
-        if drawing not in file.parents
+        if users.isdisjoint(file.parents)
     )
     return fingerprint([fingerprint(file) for file in files])
 

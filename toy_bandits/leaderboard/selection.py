@@ -1,0 +1,125 @@
+"""From scores at several strengths to a ranking: pure functions of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+TIE = 1e-9
+RULE = (
+    "the strength with the fewest missing scores, and of those the one with the highest mean score over the diagnostics "
+    "(of equals, the one that holds the policy most)"
+)
+
+
+def at_each_strength(frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores with one row per (name, strength) and one column per diagnostic, in the order of the table.
+
+    A score that does not depend on the strength (its row has strength NaN) stands in the row of every strength.
+
+    Args:
+        frame: name, strength, diagnostic, score.
+    """
+    names, ids = list(dict.fromkeys(frame["name"])), list(dict.fromkeys(frame["diagnostic"]))
+    parts = {}
+    for name in names:
+        mine = frame[frame["name"] == name]
+        swept = mine[mine["strength"].notna()]
+        fixed = mine[mine["strength"].isna()].set_index("diagnostic")["score"]
+        table = swept.pivot(index="strength", columns="diagnostic", values="score")
+        if table.empty:
+            table = pd.DataFrame(index=pd.Index([np.nan], name="strength"))
+        parts[name] = table.assign(**fixed.to_dict()).reindex(columns=ids)
+    scores: pd.DataFrame = pd.concat(parts, names=["name"])
+    return scores
+
+
+def leaderboard(scores: pd.DataFrame, rising: dict[str, bool]) -> pd.DataFrame:
+    """One row per name at its best strength (`RULE`), best first.
+
+    Args:
+        scores: as `at_each_strength` makes it.
+        rising: by name, whether a larger strength holds the policy more; it decides between equals only.
+
+    Returns:
+        index ``name``; ``place`` (equal means share one), ``best_strength``, ``mean`` over the scores that are there, ``missing`` how many
+        are not, ``lowest`` and ``highest`` mean if every missing score were 0 or 1, ``sensitivity`` (largest less smallest mean over the
+        strengths, of the diagnostics that have a score at every strength), ``strengths`` tried, then one column per diagnostic.
+        Names without any score are left out: see `without_scores`.
+    """
+    rows = []
+    for name, table in scores.groupby(level="name", sort=False):
+        table = table.droplevel("name")
+        missing, means = table.isna().sum(axis=1), table.mean(axis=1)
+        if missing.eq(table.shape[1]).all():
+            continue
+        best = _best(table, rising.get(str(name), True))
+        chosen = table.loc[[best]].iloc[0] if not np.isnan(best) else table.iloc[0]
+        lost, count = int(chosen.isna().sum()), table.shape[1]
+        mean = float(chosen.mean())
+        common = table.dropna(axis=1)
+        spread = common.mean(axis=1)
+        rows.append(
+            {
+                "name": name,
+                "best_strength": best,
+                "mean": mean,
+                "missing": lost,
+                "lowest": mean * (count - lost) / count,
+                "highest": (mean * (count - lost) + lost) / count,
+                "sensitivity": float(spread.max() - spread.min()) if len(table) > 1 and common.shape[1] else np.nan,
+                "strengths": len(means),
+                **chosen.to_dict(),
+            }
+        )
+    made = pd.DataFrame(rows)
+    rank = made["mean"].div(TIE).round().mul(-1.0)  # equal means by name, not by their last digit
+    made = made.assign(rank=rank).sort_values(["rank", "name"], ignore_index=True).drop(columns="rank")
+    made.insert(0, "place", places(made["mean"].to_numpy()))
+    return made.set_index("name")
+
+
+def _best(table: pd.DataFrame, rising: bool) -> float:
+    """The strength that the rule picks; NaN where there is none to pick."""
+    missing = table.isna().sum(axis=1)
+    complete = table[missing == missing.min()].mean(axis=1)
+    equal = complete[complete >= complete.max() - TIE].index
+    return float(equal.max() if rising else equal.min())
+
+
+def places(means: Sequence[float] | np.ndarray) -> list[int]:
+    """Places of means in falling order: those equal to the one before to within `TIE` share its place, the next one counts them all."""
+    found: list[int] = []
+    for index, mean in enumerate(means):
+        equal = index > 0 and abs(means[index - 1] - mean) <= TIE
+        found.append(found[-1] if equal else index + 1)
+    return found
+
+
+def range_of_places(board: pd.DataFrame, name: str) -> tuple[int, int]:
+    """The best and the worst place that a name could have, whatever its missing scores are, those of the others left out."""
+    mine = board.loc[name]
+    others = board["mean"].drop(index=name)
+    first, last = (1 + int((others > mine[of] + TIE).sum()) for of in ("highest", "lowest"))
+    return first, last
+
+
+def without_scores(frame: pd.DataFrame) -> dict[str, str]:
+    """Names that have no score at all, and why: the reasons given, each once."""
+    found = {}
+    for name, mine in frame.groupby("name", sort=False):
+        if mine["score"].isna().all():
+            found[str(name)] = "; ".join(dict.fromkeys(str(reason) for reason in mine["reason"] if reason))
+    return found
+
+
+def missing_scores(frame: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(name, diagnostic, reason) of every score that is missing at the chosen strengths."""
+    found = []
+    for name, row in chosen.iterrows():
+        mine = frame[(frame["name"] == name) & (frame["strength"].isna() | (frame["strength"] == row["best_strength"]))]
+        lost = mine[mine["score"].isna()]
+        found += [(str(name), str(one.diagnostic), str(one.reason)) for one in lost.itertuples()]
+    return found
