@@ -17,6 +17,7 @@ examples:
   python -m llm_runs run h100 --out out/h100                    at full size on one GPU
   python -m llm_runs run quick --out out/mine --set model.name=path/to/model training.steps=48
   python -m llm_runs run quick --out out/own --set data.preferences=pairs.jsonl
+  python -m llm_runs run paper_hh --out out/hh --dry-run        what it would do, take and write; nothing is done
   python -m llm_runs train h100 --out out/h100 --only ipo       a part of the trainings, for instance as one of many jobs
 
 Interrupted? Give the same command again: it continues. What is complete is kept.
@@ -79,6 +80,17 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_config(command)
         _add_out(command)
+        command.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="only print the plan: steps, estimates of memory and time, every file to be written, what would be downloaded",
+        )
+        command.add_argument(
+            "--tflops",
+            type=float,
+            metavar="T",
+            help="with --dry-run: sustained TFLOP/s of the device, for the estimate of time",
+        )
         if name in ("train", "run"):
             command.add_argument(
                 "--only", default="", metavar="TEXT", help="only trainings with this in their name, e.g. maxpo or seed1"
@@ -96,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped one: quick, tiny, h100")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or the name of a shipped one: quick, tiny, h100, paper_hh, ..."
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -132,12 +146,15 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _carry_out(options: argparse.Namespace) -> None:
-    from llm_runs import account, pipeline
+    from llm_runs import account, dry_run, pipeline
     from llm_runs.config import RunConfig
     from llm_runs.experiment import Experiment
 
-    experiment = Experiment(RunConfig.load(options.config, options.overrides), options.out)
-    account.carry_out(pipeline.plan(experiment, options.goal, getattr(options, "only", "")))
+    config, only = RunConfig.load(options.config, options.overrides), getattr(options, "only", "")
+    if options.dry_run:
+        print(dry_run.report(config, options.out, options.goal, only, options.tflops))
+        return
+    account.carry_out(pipeline.plan(Experiment(config, options.out), options.goal, only))
     if options.goal in ("train", "run"):
         print(f"records: {options.out / 'runs'}; next: python -m analysis claims {options.out}", flush=True)
 

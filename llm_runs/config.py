@@ -130,10 +130,17 @@ class DataConfig(_Checked):
 class RewardConfig(_Checked):
     """The ground-truth reward that scores sampled completions."""
 
-    name: Literal["tfidf", "vader"] = "tfidf"
+    name: Literal["tfidf", "vader", "classifier"] = "tfidf"
     second: Literal["none", "vader"] = "none"  # only evaluated, never optimised: shows over-optimisation of the first
     max_features: int = _number(50000, above=0)  # tfidf: size of the vocabulary
     regularisation: float = _number(10.0, above=0)  # tfidf: inverse strength C of the logistic regression
+    model: str = (
+        "lvwerra/distilbert-imdb"  # classifier: folder or hub id of a sequence classifier or reward model (safetensors)
+    )
+    label: str = (
+        "POSITIVE"  # classifier: the label whose log-odds are the reward; a model with one output gives it as it is
+    )
+    batch_size: int = _number(64, above=0)  # classifier: texts per forward pass
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,15 @@ class SFTConfig(_Checked):
     learning_rate: float = _number(5e-5, above=0)
     warmup_steps: int = _number(6, at_least=0)
     save_every: int = _number(20, at_least=0)
+    micro_batch_size: int | None = _number(None, above=0)  # texts per forward pass; None: the whole batch
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ConfigError(
+                f"SFTConfig.batch_size ({self.batch_size}) must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            )
 
 
 @dataclass(frozen=True)

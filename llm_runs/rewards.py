@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from analysis.records import atomic_write
 from llm_runs import assets
@@ -106,6 +108,49 @@ class VaderReward:
         return np.array(
             [self._analyser.polarity_scores(prompt + completion)["compound"] for prompt, completion in pairs]
         )
+
+
+class ClassifierReward:
+    """A sequence classifier (log-odds of one label against all others) or a reward model (its one output) of prompt + completion.
+
+    Raises InputError for a model that cannot be loaded as safetensors, or a label that it does not have.
+    """
+
+    def __init__(self, config: RewardConfig, device: torch.device | str = "cpu") -> None:
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                config.model, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"reward.model: cannot load a classifier from {config.model!r}: {reason}. Give a folder with safetensors, or a hub id "
+                "that this machine can reach"
+            ) from error
+        self.model.to(device).eval()
+        self.batch_size = config.batch_size
+        labels = {str(name).casefold(): int(index) for index, name in self.model.config.id2label.items()}
+        if len(labels) > 1 and config.label.casefold() not in labels:
+            names = ", ".join(map(str, self.model.config.id2label.values()))
+            raise InputError(f"reward.label: {config.model} has no label {config.label!r}; there are: {names}")
+        self._label = labels.get(config.label.casefold(), 0)
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        """Log-odds of the label, or the reward model's output, (N,)."""
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        scores = np.zeros(len(texts))
+        for start in range(0, len(texts), self.batch_size):
+            part = texts[start : start + self.batch_size]
+            inputs = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+            logits = self.model(**inputs).logits.double()
+            own = logits[:, self._label]
+            if logits.shape[1] > 1:
+                others = torch.cat([logits[:, : self._label], logits[:, self._label + 1 :]], dim=1)
+                own = own - others.logsumexp(-1)
+            scores[start : start + len(part)] = own.cpu().numpy()
+        return scores
 
 
 def score_samples(reward: Reward, samples: Sequence[TokenSample]) -> list[TokenSample]:

@@ -46,7 +46,10 @@ def train(
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.micro_batch_size or config.batch_size,
+        gradient_accumulation_steps=config.batch_size // (config.micro_batch_size or config.batch_size),
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
@@ -87,7 +90,11 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """The loss is the negative log-likelihood per completion token of the batch."""
+    """The loss is the negative log-likelihood per completion token of the forward pass, and the mean of these over a batch."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides it by the accumulation steps
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **unused: Any

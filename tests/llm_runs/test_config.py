@@ -25,7 +25,9 @@ def test_shipped_configurations_are_valid_and_survive_writing_and_reading(name: 
 
 
 def test_the_shipped_ones_are_there() -> None:
-    assert {"quick", "tiny", "h100"} <= set(shipped())
+    sizes = {f"smollm2_{size}" for size in ("135m", "360m", "1.7b")}
+    others = {"paper_hh", "paper_ultrafeedback", "strength_zephyr", "sentiment_gpt2"}
+    assert {"quick", "tiny", "h100"} | sizes | others <= set(shipped())
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,9 @@ def test_the_shipped_ones_are_there() -> None:
         ("training: {weight_decay: -1}", ["training.weight_decay", "at least 0"]),
         ("training: {lora: {dropout: 1.0}}", ["training.lora.dropout", "less than 1"]),
         ("model: {device: gpu}", ["model.device", "auto, cpu, cuda, mps"]),
+        ("sft: {batch_size: 8, micro_batch_size: 3}", ["sft.batch_size (8)", "micro_batch_size (3)"]),
+        ("data: {reading: {columns: {prompt: 1}}}", ["data.reading.columns.prompt", "text"]),
+        ("data: {reading: {format: hhrlhf}}", ["data.reading.format", "hh_rlhf"]),
         ("evaluation: {at: [-1]}", ["evaluation.at", "at least 0"]),
         ("evaluation: {at: [99]}", ["evaluation.at", "training.steps (24)"]),
         ("training: {share_prompt: maybe}", ["training.share_prompt", "auto, True, False"]),

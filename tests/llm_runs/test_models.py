@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,3 +183,54 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.select_device(ModelConfig()).type == "cpu"
     with pytest.raises(InputError, match="'cuda', but this machine has only: cpu"):
         models.select_device(replace(ModelConfig(), device="cuda"))
+
+
+def test_pickled_weights_in_a_folder_are_said_to_be_so(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_folder, folder)
+    torch.save({}, folder / "pytorch_model.bin")
+    assert models.prepare(ModelConfig(name=str(folder)), tmp_path) == str(
+        folder
+    )  # safetensors are there and will be read
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        InputError, match=r"pickle \(pytorch_model\.bin\), which may run code .* convert them to safetensors"
+    ):
+        models.prepare(ModelConfig(name=str(folder)), tmp_path)
+    with pytest.raises(InputError, match=r"is a pickle, which may run code"):
+        models.prepare(ModelConfig(name=str(folder / "pytorch_model.bin")), tmp_path)
+
+
+def test_templates_by_name_and_by_file(tmp_path: Path, tiny_folder: Path) -> None:
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "r"},
+    ]
+    tokenizer = models.use_template(models.load_tokenizer(tiny_folder), "dialogue")
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    tokenizer = models.use_template(tokenizer, str(own))
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "[q][a][r]"
+    assert models.use_template(tokenizer, None).chat_template == own.read_text()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_code_of_a_model_is_run_only_where_asked(
+    trust: bool, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    seen = []
+    for loader in (models.AutoTokenizer, models.AutoModelForCausalLM, models.AutoConfig):
+        load = loader.from_pretrained
+        monkeypatch.setattr(
+            loader,
+            "from_pretrained",
+            lambda *a, load=load, **k: (seen.append(k["trust_remote_code"]), load(*a, **k))[1],
+        )
+    models.load_tokenizer(tiny_folder, trust=trust)
+    models.load_model(tiny_folder, trust=trust)
+    models.source_context_length(tiny_folder, trust=trust)
+    assert seen[:3] and set(seen) == {trust}
+    assert ModelConfig().trust_remote_code is False

@@ -12,8 +12,10 @@ import preference_samples
 import pytest
 
 from analysis.records import find_runs
-from llm_runs import data
+from llm_runs import data, dry_run
 from llm_runs.__main__ import main
+from llm_runs.config import RunConfig
+from llm_runs.experiment import Experiment
 
 SMALL = (
     "objectives=[dpo(beta=0.1)]",
@@ -89,6 +91,9 @@ def test_ultrafeedback_files(
     assert len(rows(out / "data" / "candidates.jsonl")) == 64
     summary = check_run(out)
     assert len(summary["rendering"]["chat_template_sha256"]) == 64
+    settings = [*SMALL, f"data.preferences={source}", "data.reading.pairing=all"]
+    listed = dry_run.files(Experiment(RunConfig.load("tiny", settings), out, dry=True))
+    assert {file.path for file in listed if not file.path.exists()} == {out / "data" / "unpaired.jsonl"}
     # Going on reads nothing again: the tokens are kept.
     monkeypatch.setattr(data, "load", None)
     assert run(source, out, "data.reading.pairing=all", "objectives=[dpo(beta=0.1), ipo]") == 0

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from analysis.records import Run, find_runs
-from llm_runs import account, experiment, pipeline, training
+from llm_runs import account, dry_run, experiment, pipeline, training
 from llm_runs.__main__ import main
 from llm_runs.account import Step
 from llm_runs.config import RunConfig
@@ -107,6 +107,14 @@ def test_all_trainings_share_reference_prompts_and_pairs(finished: Path) -> None
         if "near" in name
     )
     assert dpo == pytest.approx(maxpo, abs=1e-4)  # the same first batch
+
+
+def test_a_dry_run_names_exactly_the_files_that_are_written(finished: Path) -> None:
+    listed = list(dry_run.files(Experiment(RunConfig.load("tiny", SMALL), finished, dry=True)))
+    announced = {file.path for file in listed}
+    there = {path for path in finished.rglob("*") if path.is_file()}
+    assert {path for path in there if not announced & {path, *path.parents}} == set()
+    assert {path for path in announced if not path.exists()} == set()
 
 
 def test_samples_are_disjoint_and_labels_follow_the_reward(finished: Path) -> None:

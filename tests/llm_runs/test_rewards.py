@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from llm_runs import assets, rewards
+from llm_runs import assets, models, rewards
 from llm_runs.config import RewardConfig
 from llm_runs.errors import InputError
 from llm_runs.rewards import TfidfReward
@@ -75,3 +79,52 @@ def test_the_second_reward_loads_its_module_from_the_asset(tmp_path: Path, monke
     )
     monkeypatch.setattr(assets, "fetch", lambda name: {"vader": tmp_path}[name])
     assert rewards.VaderReward().score(["good ", "bad "], ["good", "x"]).tolist() == [2, -1]
+
+
+@pytest.fixture
+def classifier(tmp_path: Path, tiny_folder: Path) -> Callable[..., Path]:
+    """Saves a random sequence classifier with these labels."""
+
+    def make(**labels: int) -> Path:
+        settings = LlamaConfig(
+            vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=2,
+            num_labels=len(labels), id2label={index: name for name, index in labels.items()}, label2id=labels,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        LlamaForSequenceClassification(settings).save_pretrained(tmp_path / "classifier")
+        models.load_tokenizer(tiny_folder).save_pretrained(tmp_path / "classifier")
+        return tmp_path / "classifier"
+
+    return make
+
+
+def test_a_classifier_gives_log_odds(classifier: Callable[..., Path]) -> None:
+    folder = classifier(NEGATIVE=0, NEUTRAL=1, POSITIVE=2)
+    prompts, completions = ["The movie", "It", "The plot was"], [" was great", "", " dull and much too long for me"]
+    scores = {
+        label: rewards.ClassifierReward(RewardConfig(model=str(folder), label=label, batch_size=2)).score(
+            prompts, completions
+        )
+        for label in ("negative", "NEUTRAL", "POSITIVE")
+    }
+    probabilities = [1 / (1 + np.exp(-values)) for values in scores.values()]
+    assert np.sum(probabilities, axis=0) == pytest.approx(np.ones(3))  # of the labels, they sum to one
+    pipeline = transformers.pipeline("text-classification", model=str(folder), tokenizer=str(folder), device="cpu")
+    for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        theirs = {found["label"]: found["score"] for found in pipeline(prompt + completion, top_k=None)}
+        assert probabilities[2][place] == pytest.approx(theirs["POSITIVE"], abs=1e-5)
+
+
+def test_a_reward_model_has_one_output(classifier: Callable[..., Path]) -> None:
+    folder = classifier(LABEL_0=0)
+    reward = rewards.ClassifierReward(RewardConfig(model=str(folder)))
+    both = reward.score(["a", "a longer prompt"], ["b", "c"])
+    assert reward.score(["a"], ["b"])[0] == pytest.approx(both[0], abs=1e-5)  # padding changes nothing
+
+
+def test_classifiers_that_cannot_be_used(classifier: Callable[..., Path], tmp_path: Path) -> None:
+    folder = str(classifier(good=0, bad=1))
+    with pytest.raises(InputError, match="has no label 'POSITIVE'; there are: good, bad"):
+        rewards.ClassifierReward(RewardConfig(model=folder))
+    with pytest.raises(InputError, match=r"reward\.model: cannot load a classifier from .*missing"):
+        rewards.ClassifierReward(RewardConfig(model=str(tmp_path / "missing")))

@@ -39,6 +39,27 @@ def test_the_first_loss_is_the_models_own(
     assert loss == pytest.approx(expected, abs=1e-4)
 
 
+def test_parts_of_a_batch_give_the_update_of_the_whole(
+    fresh_model: Callable[[], PreTrainedModel], corpus: list[Text], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    samples = [entry for entry in sft.windows(corpus[:80], tokenizer, 12) if len(entry.completion_ids) == 11][:16]
+    assert len(samples) == 16
+    trained = []
+    for changes in ({}, {"micro_batch_size": 2, "gradient_checkpointing": True}):
+        model = fresh_model()
+        config = SFTConfig(steps=3, batch_size=8, learning_rate=1e-3, warmup_steps=0, save_every=0, **changes)
+        losses = sft.train(model, samples, config, seed=1, checkpoints=tmp_path / "none")
+        trained.append((losses, model.state_dict()))
+    (losses, whole), (others, parts) = trained
+    assert [loss for _, loss in others] == pytest.approx([loss for _, loss in losses], abs=1e-4)
+    start = fresh_model().state_dict()
+    for name, weights in whole.items():
+        moved = (weights - start[name]).abs().max()
+        assert (
+            parts[name] - weights
+        ).abs().max() < 0.02 * moved + 1e-7  # Adam enlarges rounding where gradients vanish
+
+
 def test_an_interruption_does_not_change_the_result(
     fresh_model: Callable[[], PreTrainedModel],
     corpus: list[Text],
