@@ -48,8 +48,6 @@ def train(
         max_steps=config.steps,
         per_device_train_batch_size=config.micro_batch_size or config.batch_size,
         gradient_accumulation_steps=config.batch_size // (config.micro_batch_size or config.batch_size),
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
@@ -68,8 +66,12 @@ def train(
     )
     trainer = _Trainer(model=model, args=arguments, train_dataset=list(samples), data_collator=_collate)
     show_progress(trainer, "fine-tuning")
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
     model.eval()
     return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
 
