@@ -72,12 +72,8 @@ class ModelConfig(_Checked):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights; auto: float32, and bf16 autocast on CUDA
     chat_template: bool = False  # wrap plain prompts (and HH-RLHF transcripts) of preference data as messages
-    template: str | None = (
-        None  # for messages: "dialogue", "chatml" or a Jinja file instead of the tokenizer's own template
-    )
-    trust_remote_code: bool = (
-        False  # run Python code that comes with the model; only for models whose authors you trust
-    )
+    template: str | None = None  # for messages: "dialogue", "chatml" or a Jinja file; None: the tokenizer's own
+    trust_remote_code: bool = False  # run Python code that comes with the model
 
 
 @dataclass(frozen=True)
@@ -89,18 +85,12 @@ class ReadingConfig(_Checked):
     subset: str | None = None  # the configuration of a hub data set, or a folder in a folder
     split: str = "train"  # of a hub data set, a `datasets` folder, or a folder of data files
     revision: str | None = None  # of a hub data set
-    held_out: str | None = (
-        None  # other file, folder or hub id with the held-out pairs; None: the same as data.preferences
-    )
-    held_out_split: str | None = (
-        None  # its split; with both None, prompts are held out by hash (data.held_out_fraction)
-    )
+    held_out: str | None = None  # another source, with the held-out pairs; None: the same
+    held_out_split: str | None = None  # its split; with both None, prompts are held out by their hash
     max_records: int | None = _number(None, above=0)  # only the first so many records of each split
     pairing: Literal["best_worst", "best_random", "all"] = "best_worst"  # of scored completions
     score: Literal["auto", "overall", "ratings"] = "auto"  # of UltraFeedback; auto: overall_score, where it is there
-    min_score_ratio: float = _number(
-        1.0, at_least=1
-    )  # SHP: leave out pairs whose larger score is less than so many times the smaller
+    min_score_ratio: float = _number(1.0, at_least=1)  # of SHP: leave out pairs whose scores are closer than that
     bad_records: Literal["error", "drop"] = "error"  # unreadable, empty or identical; dropped ones are counted by kind
     duplicates: Literal["keep", "drop", "error"] = "keep"  # the same prompt, chosen and rejected again
     overlong: Literal["error", "truncate", "drop"] = "error"  # beyond the limits below, or the model's context

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import objectives
 from llm_runs import account, assets, benchmarks, memory, models, pipeline, texts
-from llm_runs.config import ModelConfig, RunConfig
+from llm_runs.config import ModelConfig, RunConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
 
@@ -140,7 +140,7 @@ def _memory(config: RunConfig, shape: Shape) -> Iterator[str]:
         micro = sft.micro_batch_size or sft.batch_size
         tokens = sft.sequence_tokens if config.data.preferences is None else prompt + completion
         load = memory.Load(micro * tokens, micro * (tokens if config.data.preferences is None else completion))
-        as_training = memory.TrainingConfig(
+        as_training = TrainingConfig(
             batch_size=sft.batch_size, micro_batch_size=micro, gradient_checkpointing=sft.gradient_checkpointing
         )
         yield f"fine-tuning: {memory.Plan(model, as_training, load).estimate()}"
