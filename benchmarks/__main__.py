@@ -1,0 +1,31 @@
+"""Speed and memory, each against a peer in the same run.
+
+    python -m benchmarks training --out results/    a training step against trl's DPOTrainer
+    python -m benchmarks objectives                 a loss call as a share of a training step
+
+Each has a --help of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {"objectives": "objectives_cost", "training": "training"}
+
+
+def main(arguments: list[str]) -> int:
+    """Hand the rest of the command line to the named benchmark."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"error: no benchmark {arguments[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"benchmarks.{COMMANDS[arguments[0]]}")
+    result: int = module.main(arguments[1:])
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
