@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis import evaluation_table
 from analysis.claims import CLAIMS
 from analysis.claims.table import explain, render
+from analysis.evaluations import MissingEvaluations
 from analysis.evidence import Evidence
 from analysis.records import RecordError, copy_run, find_runs
 
@@ -20,6 +22,7 @@ examples:
   python -m analysis claims out/bandits out/language_model     from several folders
   python -m analysis claims --explain C3            the reasoning behind one verdict
   python -m analysis claims --format markdown > claims.md
+  python -m analysis evaluation out/language_model   tuned models before and after: measures, KL, benchmarks with tests
   python -m analysis export out --out records       the records without texts, small enough to publish
 """
 
@@ -54,13 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     export.add_argument("folder", metavar="FOLDER", type=Path)
     export.add_argument("--out", metavar="DIR", type=Path, required=True)
+    evaluation = commands.add_parser(
+        "evaluation",
+        help="tuned models before and after: measures, estimators of the KL, benchmarks with paired tests",
+        description="Compare each model with its reference, item by item.",
+        epilog=evaluation_table.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluation_table.add_arguments(evaluation)
     options = parser.parse_args(arguments)
     try:
         if options.command == "export":
             _export(options.folder, options.out)
+        elif options.command == "evaluation":
+            for line in evaluation_table.command(options):
+                print(line, file=sys.stderr)
         else:
             _claims(options.folders, options.explain, options.format)
-    except (RecordError, _UnknownClaim) as error:
+    except (RecordError, MissingEvaluations, _UnknownClaim) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough

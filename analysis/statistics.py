@@ -23,6 +23,7 @@ RESAMPLES = 2000
 SEED = 20231216  # any fixed number: the same records always give the same interval
 
 Method = Literal["BCa", "percentile", "basic"]
+Correction = Literal["holm", "bh"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def mean(values: ArrayLike, *, over: str = "items", method: Method = "BCa", leve
         n_resamples=RESAMPLES,
         confidence_level=level,
         method=method,
+        batch=min(RESAMPLES, max(1, 2**25 // data.size)),  # bounds memory where there are tens of thousands of items
         rng=np.random.default_rng(SEED),
     )
     low, high = result.confidence_interval
@@ -114,6 +116,50 @@ def matched(*columns: pd.Series) -> tuple[pd.Series, ...]:
             f"only {len(shared)} of {smallest} items are shared: these values were not measured on the same items"
         )
     return tuple(column.loc[shared] for column in columns)
+
+
+def paired_test(before: pd.Series, after: pd.Series) -> tuple[float, str]:
+    """Two-sided p of no difference between the values of the items that both have, and the name of the test.
+
+    Where every value is 0 or 1 the exact test of McNemar (1947), that is, a binomial test of the items that changed; else a permutation
+    test that swaps before and after of each item (exact where there are few, else 9999 random ones with a fixed seed).
+
+    Raises:
+        ValueError: as `matched`, or a value is NaN or infinite.
+    """
+    first, second = (_finite(column.to_numpy()) for column in matched(before, after))
+    changed = first != second
+    if np.isin([first, second], (0, 1)).all():
+        gained, n = int((second > first).sum()), int(changed.sum())
+        return (float(stats.binomtest(gained, n).pvalue) if n else 1.0), "McNemar"
+    if changed.sum() < 2:
+        return 1.0, "permutation"
+    result = stats.permutation_test(
+        (second[changed], first[changed]),  # an item without a change stays so when swapped
+        lambda a, b, axis: np.sum(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=np.random.default_rng(SEED),
+    )
+    return float(result.pvalue), "permutation"
+
+
+def adjusted(p_values: ArrayLike, correction: Correction) -> NDArray[np.float64]:
+    """p-values (m,) adjusted for m tests made at once.
+
+    Args:
+        p_values: of all tests of the family.
+        correction: "holm" bounds the probability of any false discovery (Holm 1979; valid under any dependence), "bh" the expected share
+            of false ones among the discoveries (Benjamini and Hochberg 1995; independent or positively dependent tests).
+    """
+    p = _finite(p_values)
+    if correction == "bh":
+        return np.asarray(stats.false_discovery_control(p, method="bh"), dtype=float) if p.size else p
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    found = np.empty_like(p)
+    found[order] = np.minimum(steps, 1.0)
+    return found
 
 
 def difference_of_means(first: ArrayLike, second: ArrayLike, *, over: str = "items", level: float = LEVEL) -> Interval:

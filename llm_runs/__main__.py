@@ -19,8 +19,19 @@ examples:
   python -m llm_runs run quick --out out/own --set data.preferences=pairs.jsonl
   python -m llm_runs run paper_hh --out out/hh --dry-run        what it would do, take and write; nothing is done
   python -m llm_runs train h100 --out out/h100 --only ipo       a part of the trainings, for instance as one of many jobs
+  python -m llm_runs evaluate --model tuned --reference base --prompts prompts.jsonl --out out/tuned
 
 Interrupted? Give the same command again: it continues. What is complete is kept.
+"""
+
+_EVALUATE_EPILOG = """\
+examples:
+  python -m llm_runs evaluate --model tuned --reference base --prompts prompts.jsonl --out out/tuned --reward vader
+  python -m llm_runs evaluate --model tuned --reference base --prompts prompts.jsonl --out out/tuned \\
+      --set data.completion_tokens=128 model.chat_template=true evaluation.benchmarks=[hellaswag_100,arc_easy]
+  python -m llm_runs evaluate quick --out out/language_model --model tuned     on the held-out data of that run
+
+The numbers, with intervals and tests: python -m analysis evaluation out/tuned
 """
 
 _GOALS = {
@@ -98,19 +109,34 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=_carry_out, goal=name)
 
     evaluate = commands.add_parser(
-        "evaluate", help="evaluate any model on a run's held-out data and benchmarks, against its reference"
+        "evaluate",
+        help="evaluate any model against its reference: on prompts of your own, or on a run's held-out data",
+        description="Evaluate any model against its reference: KLs, reward and win rate, benchmarks, before and after.",
+        epilog=_EVALUATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_config(evaluate)
+    _add_config(evaluate, optional=True)
     _add_out(evaluate)
     evaluate.add_argument("--model", required=True, metavar="MODEL", help="folder, .gguf file or hub id")
+    evaluate.add_argument("--reference", metavar="MODEL", help="with --prompts: the model that it was tuned from")
+    evaluate.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="your prompts: JSONL, CSV, Parquet, ... with a field prompt (text or messages)",
+    )
+    evaluate.add_argument(
+        "--reward", metavar="REWARD", help="with --prompts: vader, or the reward.npz of a run (default: no reward)"
+    )
     evaluate.set_defaults(command=_evaluate)
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "config", metavar="CONFIG", help="a YAML file, or the name of a shipped one: quick, tiny, h100, paper_hh, ..."
-    )
+def _add_config(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    shipped = "a YAML file, or the name of a shipped one: quick, tiny, h100, paper_hh, ..."
+    if optional:
+        parser.add_argument("config", nargs="?", metavar="CONFIG", help=f"{shipped}; with --prompts none is needed")
+    else:
+        parser.add_argument("config", metavar="CONFIG", help=shipped)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -163,13 +189,37 @@ def _evaluate(options: argparse.Namespace) -> None:
     from llm_runs import account, pipeline
     from llm_runs.account import Step
     from llm_runs.config import RunConfig
+    from llm_runs.errors import InputError
     from llm_runs.experiment import Experiment
 
+    if options.prompts is not None:
+        if options.reference is None:
+            raise InputError("--prompts needs --reference: the model that yours was tuned from")
+        _evaluate_on_prompts(options)
+        return
+    if options.config is None:
+        raise InputError("give --prompts and --reference, or the CONFIG of a run; see evaluate --help")
+    if options.reference is not None or options.reward is not None:
+        raise InputError("--reference and --reward belong to --prompts; a run has its own")
     experiment = Experiment(RunConfig.load(options.config, options.overrides), options.out)
     last = Step(
         f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
     )
-    account.carry_out([*pipeline.plan(experiment, "reference"), last])
+    account.carry_out([*pipeline.plan(experiment, "before"), last])
+    print(f"next: python -m analysis evaluation {options.out}", flush=True)
+
+
+def _evaluate_on_prompts(options: argparse.Namespace) -> None:
+    from llm_runs import account
+    from llm_runs.comparison import Comparison
+    from llm_runs.config import RunConfig
+
+    overrides = options.overrides if options.config else ["name=evaluation", *options.overrides]
+    config = RunConfig.load(options.config, overrides)
+    reward = options.reward or "none"
+    comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
+    account.carry_out(comparison.plan())
+    print(f"next: python -m analysis evaluation {comparison.folder}", flush=True)
 
 
 def _quiet() -> None:

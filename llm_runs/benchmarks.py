@@ -6,10 +6,11 @@ task files, a JSONL file of multiple-choice questions, and, where the Hugging Fa
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_runs import assets
+from llm_runs import assets, hub
 from llm_runs.errors import InputError
 from llm_runs.evaluation import COLUMNS
 from llm_runs.models import autocast
@@ -38,9 +40,9 @@ def shipped() -> list[str]:
 
 
 def check(tasks: Sequence[str], include: str | Path | None = None) -> None:
-    """Raise BenchmarkError, as `run` would, where a task does not exist; to be known before hours of training."""
+    """Raise BenchmarkError, as `run` would, where a task does not exist or its data cannot be had; to be known before hours of training."""
     if tasks:
-        _find(tasks, include)
+        _load(tasks, include)
 
 
 def run(
@@ -74,27 +76,20 @@ def run(
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager, specifications = _find(tasks, include)
+    loaded = _load(tasks, include)
     model.eval()
-    with torch.random.fork_rng(), autocast(model.device):
-        try:
-            results = simple_evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-                tasks=specifications,
-                task_manager=manager,
-                limit=limit,
-                log_samples=True,
-                bootstrap_iters=0,
-                random_seed=None,
-                numpy_random_seed=None,
-                torch_random_seed=None,
-            )
-        except (OSError, KeyError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BenchmarkError(
-                f"cannot run {', '.join(tasks)}: {type(error).__name__}: {reason}. lm-eval's own tasks fetch their data from the "
-                f"Hugging Face hub; without it use {', '.join(shipped())} or a JSONL file"
-            ) from error
+    with torch.random.fork_rng(), autocast(model.device), _explained(tasks):
+        results = simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=loaded,
+            task_manager=_manager(include),
+            limit=limit,
+            log_samples=True,
+            bootstrap_iters=0,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+        )
     rows = [
         (step, f"benchmark/{task}", _metric(name, sample["filter"]), int(sample["doc_id"]), float(sample[name]))
         for task, samples in results["samples"].items()
@@ -109,14 +104,44 @@ def _metric(name: str, filter_name: str) -> str:
     return name if filter_name == "none" else f"{name},{filter_name}"
 
 
-def _find(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[str | dict[str, Any]]]:
-    """lm-eval's task manager, and what to ask it for."""
+@contextlib.contextmanager
+def _explained(tasks: Sequence[str]) -> Iterator[None]:
+    """Errors of lm-eval, of the hub and of task files as one BenchmarkError."""
+    try:
+        yield
+    except (OSError, HTTPError, KeyError, ValueError, AssertionError, ImportError) as error:
+        if isinstance(error, BenchmarkError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise BenchmarkError(
+            f"cannot run {', '.join(tasks)}: {type(error).__name__}: {reason}. lm-eval's own tasks fetch their data from the "
+            f"Hugging Face hub; without it there are {_offline()}"
+        ) from error
+
+
+def _offline() -> str:
+    return f"{', '.join(shipped())}, or JSONL files of questions"
+
+
+def _manager(include: str | Path | None, *, defaults: bool = False) -> Any:
+    """lm-eval's task manager of the tasks in the folder `include`, and, which takes seconds, of lm-eval's own."""
     from lm_eval.tasks import TaskManager
 
     if include is not None and not Path(include).is_dir():
         raise BenchmarkError(f"evaluation.benchmark_include: no folder {include}")
-    folder = None if include is None else str(include)
-    manager = TaskManager(include_path=folder, include_defaults=False)
+    return TaskManager(include_path=None if include is None else str(include), include_defaults=defaults)
+
+
+def _load(tasks: Sequence[str], include: str | Path | None) -> list[Any]:
+    """The tasks with their data, groups as their members. A hub that does not answer is asked again."""
+    manager, specifications = _find(tasks, include)
+    with _explained(tasks):
+        return list(hub.patiently(lambda: manager.load(specifications))["tasks"].values())
+
+
+def _find(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[str | dict[str, Any]]]:
+    """A task manager that knows the tasks, and what to ask it for."""
+    manager = _manager(include)
     ours: dict[str, dict[str, Any]] = {}
     for task in tasks:
         if task in shipped():
@@ -125,12 +150,13 @@ def _find(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[s
             ours[task] = _jsonl_task(Path(task))
     others = [task for task in tasks if task not in ours]
     if any(task not in manager.all_tasks for task in others):
-        # Only now: indexing thousands of files takes seconds.
-        manager = TaskManager(include_path=folder, include_defaults=True)
+        manager = _manager(include, defaults=True)
     for task in others:
         if task not in manager.all_tasks:
             near = difflib.get_close_matches(task, [*shipped(), *manager.all_tasks], n=5) or shipped()
-            raise BenchmarkError(f"no benchmark {task!r}; nearest names: {', '.join(near)}")
+            raise BenchmarkError(
+                f"no benchmark {task!r}; nearest names: {', '.join(near)}. Without the hub there are {_offline()}"
+            )
     return manager, [ours.get(task, task) for task in tasks]
 
 

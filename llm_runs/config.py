@@ -245,7 +245,10 @@ class EvaluationConfig(_Checked):
     """What is measured before, during and after training."""
 
     at: tuple[int, ...] = _number((), at_least=0)  # steps besides the first (0) and the last
-    middle: Literal["all", "samples"] = "all"  # at those steps; "samples": only reward and KLs, for their curves
+    middle: Literal["all", "samples"] = (
+        "all"  # at those steps; "samples": only rewards, KLs and pairs, for their curves
+    )
+    likelihoods: int = _number(4, at_least=0)  # further steps, evenly spaced, at which only pairs are scored
     prompts: int = _number(64, above=0)  # held-out prompts, from which the policy samples
     held_out_samples: int = _number(64, above=0)  # reference samples on held-out prompts
     held_out_pairs: int = _number(64, above=0)
@@ -305,21 +308,24 @@ class RunConfig(_Checked):
             raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, or a shipped configuration by name, and apply `key.key=value` overrides.
+    def load(cls, path: str | Path | None, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, or a shipped configuration by name (None: all defaults), and apply `key.key=value` overrides.
 
         Raises ConfigError for a file that is missing or not YAML, unknown keys, wrong types and values out of range.
         """
-        source = find(path)
-        try:
-            values = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source}: not valid YAML: {error}") from error
+        source = "--set" if path is None else find(path)
+        values: Any = None
+        if isinstance(source, Path):
+            try:
+                values = yaml.safe_load(source.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{source}: not valid YAML: {error}") from error
         if values is None:
             values = {}
         if not isinstance(values, dict):
             raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
-        values.setdefault("name", source.stem)
+        if isinstance(source, Path):
+            values.setdefault("name", source.stem)
         try:
             for override in overrides:
                 _apply(values, override)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import objectives
 from analysis.records import atomic_write, fingerprint
 from llm_runs import data, guards, labelling, models, reference, rewards, sampling, sft, texts
-from llm_runs.config import DELIVERY, RunConfig
+from llm_runs.config import DELIVERY, RunConfig, SamplingConfig
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
 from llm_runs.errors import InputError
@@ -280,6 +280,11 @@ class Experiment:
             self.draw_samples()
         return sampling.read_samples(path)
 
+    @property
+    def _exact(self) -> SamplingConfig:
+        """Of samples that stand for the reference itself: its own distribution, whatever temperature pairs are sampled at."""
+        return replace(self.config.sampling, temperature=1.0)
+
     def missing_samples(self) -> list[str]:
         """Names of the files of samples that are still to be drawn."""
         return [name for name in self._wanted_samples() if not (self.out / "samples" / f"{name}.jsonl").is_file()]
@@ -299,7 +304,7 @@ class Experiment:
                         self._wanted_samples()[name],
                         max_tokens=self.config.data.completion_tokens,
                         seed=derived_seed(self.config.seed, "samples", name),
-                        config=self.config.sampling,
+                        config=self.config.sampling if "pairs" in name else self._exact,
                         key=key,
                     )
                 )

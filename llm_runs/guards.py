@@ -5,7 +5,7 @@ And what is watched while it runs: how far the policy has gone from the referenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 import objectives
 from llm_runs.config import RunConfig
 from llm_runs.errors import InputError
-from llm_runs.models import tokenizer_fingerprint
+from llm_runs.models import PROBE, tokenizer_fingerprint
 from llm_runs.reference import model_fingerprint
 
 
@@ -59,6 +59,34 @@ def check_same_tokenizer(stored: str | None, tokenizer: PreTrainedTokenizerBase,
         raise InputError(
             f"{what} was made with another tokenizer (fingerprint {str(stored)[:12]}, now {current[:12]}): token ids would mean other "
             "texts; delete it to make it again, or go back to the tokenizer it was made with"
+        )
+
+
+def check_comparable(
+    tokenizer: PreTrainedTokenizerBase,
+    of_reference: PreTrainedTokenizerBase,
+    configs: Sequence[PretrainedConfig],
+    source: str,
+) -> None:
+    """InputError where the model `source` has not the tokenizer or the vocabulary (of the two `configs`) of its reference.
+
+    Padding and chat templates may differ: they do not change which text an id stands for.
+    """
+    first, second = tokenizer.get_vocab(), of_reference.get_vocab()
+    sizes = [int(config.get_text_config().vocab_size) for config in configs]
+    reason = None
+    if first != second:
+        reason = f"its vocabulary of {len(first)} tokens is not the reference's of {len(second)}"
+    elif tokenizer(PROBE).input_ids != of_reference(PROBE).input_ids:
+        reason = "it splits texts into other tokens than the reference's"
+    elif tokenizer.eos_token_id != of_reference.eos_token_id:
+        reason = f"it ends texts with {tokenizer.eos_token!r}, the reference's with {of_reference.eos_token!r}"
+    elif len(set(sizes)) > 1:
+        reason = f"the model has {sizes[0]} outputs, the reference {sizes[1]}"
+    if reason:
+        raise InputError(
+            f"{source} cannot be compared with the reference: another tokenizer or vocabulary ({reason}), so no KL exists between "
+            "the two; give the reference that it was tuned from"
         )
 
 

@@ -1,16 +1,50 @@
-"""Upload of a trained model's folder to a model hub."""
+"""The model hub: patience with one that does not answer, and the upload of a trained model's folder."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, get_token, is_offline_mode
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from analysis.records import atomic_write
 from llm_runs.errors import InputError
+
+ATTEMPTS = 3
+FIRST_WAIT = 2.0  # seconds; doubles with each attempt
+
+T = TypeVar("T")
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """What `ask` returns, asked up to three times where the hub does not answer; other errors, and the last one, come through."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return ask()
+        except (OSError, HTTPError) as error:
+            if not _silent(error):
+                raise
+            wait = FIRST_WAIT * 2**attempt
+            print(
+                f"the hub does not answer ({' '.join(str(error).split())[:200]}); trying again in {wait:g} s",
+                flush=True,
+            )
+            time.sleep(wait)
+    return ask()
+
+
+def _silent(error: Exception) -> bool:
+    """Whether asking again may help: no answer, or one that says "later"; not a refusal, nor a wish to stay offline."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return bool(status >= 500 or status in (408, 429))
+    unreachable = (ConnectionError, TimeoutError, HTTPError, LocalEntryNotFoundError)
+    return isinstance(error, unreachable) and not (isinstance(error, OfflineModeIsEnabled) or is_offline_mode())
 
 
 def repository(hub_model_id: str, slug: str) -> str:

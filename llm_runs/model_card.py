@@ -18,6 +18,7 @@ _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 _SETTINGS = ("batch_size", "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "lora")
 _SHOWN = {  # (split, metric): in this order; benchmarks follow
     ("held_out_prompts", "reward"): "reward",
+    ("held_out_prompts", "win_rate"): "win rate against the reference",
     ("held_out_prompts", "second_reward"): "reward that was not optimised",
     ("held_out_prompts", "kl_policy_reference"): "KL(policy ‖ reference)",
     ("held_out_reference_samples", "kl_reference_policy"): "KL(reference ‖ policy)",

@@ -44,7 +44,7 @@ CHATML = (
 )
 
 # Where tokenizers with one vocabulary differ: digits, spaces, cases, accents, scripts, code, special tokens in the text.
-_PROBE = (
+PROBE = (
     "Hello world! It's 2 to 1,234.5678 (e.g. 10%)...  two  spaces\ttab\n\nnew lines  \n"
     "naïve café ﬁnal Ｆｕｌｌ 東京 привет 🙂 e\u0301 https://a.b/c?d=e_f camelCase SHOUT don't you'll\n"
     "def f(x):\n    return x**2 # </s><|endoftext|><|im_end|>"
@@ -135,7 +135,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     behaviour = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "special": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
-        "probe": tokenizer(_PROBE).input_ids,
+        "probe": tokenizer(PROBE).input_ids,
     }
     return hashlib.sha256(json.dumps(behaviour).encode()).hexdigest()
 

@@ -18,12 +18,25 @@ from transformers import PreTrainedModel
 
 import objectives
 from analysis.records import atomic_write, fingerprint, is_complete, read_run, write_run
-from llm_runs import assets, benchmarks, hub, labelling, memory, model_card, models, reporting, rewards, training
+from llm_runs import (
+    assets,
+    benchmarks,
+    guards,
+    hub,
+    labelling,
+    memory,
+    model_card,
+    models,
+    reporting,
+    rewards,
+    training,
+)
 from llm_runs.account import Step
 from llm_runs.config import DELIVERY, RunConfig
 from llm_runs.errors import InputError
-from llm_runs.evaluation import COLUMNS, Evaluator
+from llm_runs.evaluation import Evaluator
 from llm_runs.experiment import Experiment, LabelSet, Training
+from llm_runs.measuring import measure, name_of
 from llm_runs.reference import margin_deviation
 from llm_runs.sampling import derived_seed
 
@@ -74,14 +87,18 @@ def train(experiment: Experiment, one: Training) -> str | None:
     if is_complete(folder, settings):
         return _deliver(experiment, one, folder)
     last = config.training.steps
-    steps = sorted({*config.evaluation.at, last} - {0})
+    whole = {*config.evaluation.at, last} - {0}
+    steps = sorted(whole | _likelihood_steps(config))
     collected = folder / "unfinished"
 
     def evaluate(model: PreTrainedModel, step: int) -> None:
-        parts = ("samples",) if step < last and config.evaluation.middle == "samples" else PARTS
+        if step not in whole:
+            parts: tuple[str, ...] = ("pairs",)
+        else:
+            parts = ("samples", "pairs") if step < last and config.evaluation.middle == "samples" else PARTS
         evaluator = _evaluator(experiment, one.labels, parts)
         names = config.evaluation.benchmarks if step == last else ()
-        _keep(collected, step, *_evaluate(experiment, evaluator, model, step, names))
+        _keep(collected, step, *measure(evaluator, model, step, config.evaluation, names))
 
     model = experiment.load_reference()
     needs = objective.needs
@@ -108,7 +125,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
     texts = pd.concat(
         [
             _read(experiment.out / "before" / "samples.parquet"),
-            *(_read(collected / f"samples-{step}.parquet") for step in steps),
+            *(_read(collected / f"samples-{step}.parquet") for step in sorted(whole)),
         ]
     )
     write_run(
@@ -126,6 +143,12 @@ def train(experiment: Experiment, one: Training) -> str | None:
     training.clear_checkpoints(folder)
     delivered = _deliver(experiment, one, folder)
     return _summary(evaluations, last) + (f"; {delivered}" if delivered else "")
+
+
+def _likelihood_steps(config: RunConfig) -> set[int]:
+    """The steps at which pairs alone are scored: `evaluation.likelihoods` of them between the first and the last."""
+    parts, last = config.evaluation.likelihoods + 1, config.training.steps
+    return {round(last * part / parts) for part in range(1, parts)} - {0, last}
 
 
 def _deliver(experiment: Experiment, one: Training, folder: Path) -> str | None:
@@ -151,24 +174,35 @@ def resolve(experiment: Experiment, objective: objectives.Objective) -> objectiv
 
 
 def evaluate_model(experiment: Experiment, source: str) -> Path:
-    """Evaluate any model on the run's held-out data and benchmarks; writes a record of kind "llm_evaluation"."""
+    """Evaluate any model on the run's held-out data and benchmarks; writes a record of kind "llm_evaluation".
+
+    Step 0 is the run's reference, whose evaluation (stage "before") must be there; step 1 is the model.
+    """
     config = experiment.config
     labels = experiment.label_sets[0]
     resolved = models.prepare(_named(config, source), experiment.out / "model")
-    folder = experiment.out / "evaluations" / Path(source).name
-    settings = config.to_dict() | {"evaluated": source}
+    folder = experiment.out / "evaluations" / name_of(source)
+    trust = config.model.trust_remote_code
+    guards.check_comparable(
+        models.load_tokenizer(resolved, trust=trust),
+        experiment.tokenizer,
+        [models.source_settings(each, trust=trust)[0] for each in (resolved, experiment.base)],
+        source,
+    )
     model = experiment.load(resolved)
-    if model.config.vocab_size != experiment.load_reference().config.vocab_size:
-        raise InputError(f"{source} has another vocabulary than the reference, so KLs between the two do not exist")
-    evaluator = _evaluator(experiment, labels)
-    frame, texts = _evaluate(experiment, evaluator, model, 0, config.evaluation.benchmarks)
+    frame, texts = measure(_evaluator(experiment, labels), model, 1, config.evaluation, config.evaluation.benchmarks)
+    before = experiment.out / "before"
+    earlier = [_read(before / f"{name}.parquet") for name in ("reference", labels.slug)]
     return write_run(
         folder,
         kind="llm_evaluation",
-        id=f"{config.name}/evaluation/{Path(source).name}",
-        config=settings,
+        id=f"{config.name}/evaluation/{folder.name}",
+        config=config.to_dict() | {"evaluated": source},
         seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
-        tables={"evaluations": frame, "samples": texts},
+        tables={
+            "evaluations": pd.concat([*earlier, frame], ignore_index=True),
+            "samples": pd.concat([_read(before / "samples.parquet"), texts], ignore_index=True),
+        },
         device=_device_name(experiment.device),
     )
 
@@ -267,7 +301,7 @@ def _before(experiment: Experiment) -> str | None:
     names = experiment.config.evaluation.benchmarks
     if not (folder / "reference.parquet").is_file():
         evaluator = _evaluator(experiment, experiment.label_sets[0], ("samples", "other_texts"))
-        frame, texts = _evaluate(experiment, evaluator, model, 0, names)
+        frame, texts = measure(evaluator, model, 0, experiment.config.evaluation, names)
         _write(folder / "samples.parquet", texts)
         _write(folder / "reference.parquet", frame)
     for one in labels:
@@ -381,36 +415,8 @@ def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = 
         max_tokens=experiment.config.data.completion_tokens,
         config=config,
         seed=derived_seed(experiment.config.seed, "evaluation"),
+        second_reward=experiment.second_reward,
     )
-
-
-def _evaluate(
-    experiment: Experiment, evaluator: Evaluator, model: PreTrainedModel, step: int, names: tuple[str, ...]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All evaluations of a policy, and its samples."""
-    config = experiment.config.evaluation
-    with memory.lower("evaluation.batch_size", config.batch_size):
-        frames = [evaluator.evaluate(model, step)]
-    drawn = evaluator.samples
-    if experiment.second_reward is not None:
-        scores = rewards.score_samples(experiment.second_reward, drawn)
-        rows = [(step, "held_out_prompts", "second_reward", item, entry.reward) for item, entry in enumerate(scores)]
-        frames.append(pd.DataFrame(rows, columns=COLUMNS))
-    if names:
-        frames.append(
-            benchmarks.run(
-                model,
-                experiment.tokenizer,
-                names,
-                step=step,
-                limit=config.benchmark_limit,
-                include=config.benchmark_include,
-                batch_size=config.batch_size,
-            )
-        )
-    texts = [(step, item, entry.prompt, entry.completion, entry.reward) for item, entry in enumerate(drawn)]
-    columns = ["step", "item", "prompt", "completion", "reward"]
-    return pd.concat(frames, ignore_index=True), pd.DataFrame(texts, columns=columns)
 
 
 def _settings(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:

@@ -25,6 +25,10 @@ from llm_runs.examples import TokenSample
 from llm_runs.texts import Text
 
 
+class RewardError(InputError):
+    """A reward that does not give one finite number for each completion; the message says which reward and where."""
+
+
 class Reward(Protocol):
     """Scores completions of prompts; higher is better."""
 
@@ -154,9 +158,34 @@ class ClassifierReward:
 
 
 def score_samples(reward: Reward, samples: Sequence[TokenSample]) -> list[TokenSample]:
-    """The samples with their rewards."""
-    scores = reward.score([entry.prompt for entry in samples], [entry.completion for entry in samples])
+    """The samples with their rewards. Raises RewardError unless there is one finite number for each."""
+    if not samples:
+        return []
+    scores = _checked(
+        reward, reward.score([entry.prompt for entry in samples], [entry.completion for entry in samples]), samples
+    )
     return [replace(entry, reward=score) for entry, score in zip(samples, scores.tolist(), strict=True)]
+
+
+def _checked(reward: Reward, scores: Any, samples: Sequence[TokenSample]) -> NDArray[np.float64]:
+    name = type(reward).__name__
+    try:
+        found = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"the reward {name} returned something else than numbers ({error})") from error
+    if found.shape != (len(samples),):
+        count = f"{len(found)} scores" if found.ndim == 1 else f"an array of shape {found.shape}"
+        raise RewardError(
+            f"the reward {name} returned {count} for {len(samples)} completions; score(prompts, completions) must return one "
+            "number for each, in their order"
+        )
+    if not (finite := np.isfinite(found)).all():
+        first = int(np.argmin(finite))
+        raise RewardError(
+            f"the reward {name} returned {found[first]} for {int((~finite).sum())} of {len(samples)} completions, first for number "
+            f"{first + 1}, {samples[first].completion[:80]!r} after {samples[first].prompt[-80:]!r}; every score must be finite"
+        )
+    return found
 
 
 def accuracy(reward: Reward, texts: Sequence[Text]) -> float:

@@ -48,7 +48,7 @@ from llm_runs.sft import last_checkpoint
 from llm_runs.vocabulary_head import TokenScores
 
 Evaluate = Callable[[PreTrainedModel, int], None]
-SATURATED = 5.0  # |argument of a link| beyond which the flat side of a sigmoid has less than 1 % of its slope left
+SATURATED = 5.0  # argument of a link beyond which a logistic or sigmoid has a slope below 0.0067 on its flat side
 
 
 def train(
@@ -82,10 +82,10 @@ def train(
         tokenizer: kept with every checkpoint, and used to make a failing batch readable.
 
     Metrics per logged step: loss, loss/<term>, plain_margin, plain_accuracy (of log pi(chosen) - log pi(rejected)), chosen_logps,
-    rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds,
-    step_cpu_seconds (of all threads), peak_memory_bytes; margin and accuracy (reference
-    adjusted) where the objective uses the reference; kl_per_token/<source> (`guards.kl_per_token`) where the batch says something of the
-    reference; once, at the last step, passes/<source>: how often each source was seen.
+    rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds, step_cpu_seconds (of all threads), peak_memory_bytes;
+    margin, accuracy, chosen_log_ratio and rejected_log_ratio (against the reference) where the objective uses the reference;
+    kl_per_token/<source> (`guards.kl_per_token`) where the batch says something of the reference; once, at the last step,
+    passes/<source>: how often each source was seen.
 
     Raises:
         InputError: unusable input; a reference of another model; policy and reference that differ at step 0; a loss or gradient that
@@ -431,10 +431,17 @@ def _statistics(
         }
         if pairs.ref_chosen_logps is not None and pairs.ref_rejected_logps is not None:
             margin = plain - (pairs.ref_chosen_logps - pairs.ref_rejected_logps)
-            values |= {"margin": margin.mean(), "accuracy": (margin > 0).float().mean()}
+            values |= {
+                "margin": margin.mean(),
+                "accuracy": (margin > 0).float().mean(),
+                "chosen_log_ratio": (pairs.chosen_logps - pairs.ref_chosen_logps).mean(),
+                "rejected_log_ratio": (pairs.rejected_logps - pairs.ref_rejected_logps).mean(),
+            }
         for term in objective.terms:
             if isinstance(term, objectives.PairTerm) and term.link is not None and term.link.slope_plus == 0:
-                values["saturated_share"] = (term.argument(pairs).abs() > SATURATED).float().mean()
+                argument = term.argument(pairs)
+                flat = argument.abs() if term.link.slope_minus == 0 else argument  # a logistic is flat on one side only
+                values["saturated_share"] = (flat > SATURATED).float().mean()
     return values
 
 

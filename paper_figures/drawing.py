@@ -27,7 +27,7 @@ GROUPS = {
         "ablation",
         "reference_samples",
     ),
-    "language_model": ("frontier_llm", "off_support", "training"),
+    "language_model": ("frontier_llm", "off_support", "training", "likelihoods"),
 }
 FIGURES = tuple(name for names in GROUPS.values() for name in names)
 

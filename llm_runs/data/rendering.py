@@ -99,6 +99,14 @@ class Renderer:
             for ids, text, score in zip(encoded.completion_ids, encoded.answers, scores, strict=True)
         ]
 
+    def prompt(self, prompt: Text) -> tuple[int, ...]:
+        """A prompt alone in token ids, whole. Raises Problem."""
+        rendered = self._render(prompt, (), ())
+        ids = self._tokens(rendered.prompt, special=rendered.special)
+        if not ids:
+            raise Problem("empty", "the prompt is empty")
+        return ids
+
     # -- text ------------------------------------------------------------------------------------------------------
 
     def _render(self, prompt: Text, answers: Sequence[Text], fields: Sequence[str]) -> _Rendered:

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import statistics
 from analysis.frontiers import compare, frontier
+from analysis.statistics import adjusted, paired_test
 
 
 def test_bootstrap_interval_of_a_mean_agrees_with_normal_theory() -> None:
@@ -118,3 +120,44 @@ def test_comparison_at_equal_kl_worked_by_hand() -> None:
     assert crossing is not None
     assert crossing.difference == pytest.approx(0.0, abs=1e-12)
     assert crossing.share == pytest.approx(0.5, abs=0.01)
+
+
+def series(values: list[float]) -> pd.Series:
+    return pd.Series(values, index=pd.Index(range(len(values)), name="item"), dtype=float)
+
+
+def test_mcnemar_is_the_binomial_test_of_the_changed_items() -> None:
+    """9 items gained and 2 lost, 5 unchanged: two-sided p = 2 P(Binomial(11, 1/2) <= 2) = 2 (1 + 11 + 55) / 2048."""
+    before = series([0] * 9 + [1] * 2 + [1, 1, 0, 0, 1])
+    after = series([1] * 9 + [0] * 2 + [1, 1, 0, 0, 1])
+    p, name = paired_test(before, after)
+    assert (p, name) == (pytest.approx(134 / 2048), "McNemar")
+    assert paired_test(before, before) == (1.0, "McNemar")
+
+
+def test_the_permutation_test_counts_sign_flips() -> None:
+    """Differences .1, .2, .3, .4 and a tie: of 16 sign patterns 1 reaches the sum 1.0, so p = 2 / 16; unequal signs by hand too."""
+    before = series([0.5, 0.5, 0.5, 0.5, 0.25])
+    assert paired_test(before, before + np.array([0.1, 0.2, 0.3, 0.4, 0])) == (pytest.approx(2 / 16), "permutation")
+    # .4 - .1: sums of +-.1 +-.4 are .5, .3, -.3, -.5; two of four are at least .3, and so p = min(1, 2 * 2/4).
+    assert paired_test(before, before + np.array([-0.1, 0, 0, 0.4, 0]))[0] == pytest.approx(1.0)
+    assert paired_test(before, before)[0] == 1.0
+    rng = np.random.default_rng(0)
+    noise, change = rng.normal(0, 1, (2, 200))
+    student = stats.ttest_1samp(change + 0.15, 0).pvalue  # another test of the same differences
+    assert 0.01 < student < 0.5
+    p, name = paired_test(series(list(noise)), series(list(noise + change + 0.15)))
+    assert (p, name) == (pytest.approx(student, abs=0.015), "permutation")
+
+
+def test_holm_and_benjamini_hochberg_by_hand() -> None:
+    """Holm 1979: .01 x 4, .02 x 3, .03 x 2 (both .06, kept rising), .04 x 1 -> .06; BH: p_i m / i, made monotone from the right."""
+    p = [0.04, 0.01, 0.03, 0.02]
+    np.testing.assert_allclose(adjusted(p, "holm"), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(adjusted(p, "bh"), [0.04, 0.04, 0.04, 0.04])
+    np.testing.assert_allclose(adjusted([0.5, 0.001, 0.4], "holm"), [0.8, 0.003, 0.8])
+    np.testing.assert_allclose(adjusted([0.5, 0.001, 0.4], "bh"), [0.5, 0.003, 0.5])
+    assert adjusted([], "holm").size == 0
+    assert adjusted([0.9, 0.8], "holm").max() == 1.0
+    with pytest.raises(ValueError, match="not finite"):
+        adjusted([0.1, float("nan")], "holm")

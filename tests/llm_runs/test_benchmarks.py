@@ -161,15 +161,28 @@ def test_generated_answers_are_scored_by_their_last_number(tmp_path: Path, monke
 def test_unknown_names_list_the_nearest(tiny: Tiny) -> None:
     with pytest.raises(BenchmarkError, match="no benchmark 'helaswag_100'; nearest names: hellaswag_100"):
         benchmarks.run(*tiny, ["helaswag_100"])
+    with pytest.raises(BenchmarkError, match=r"Without the hub there are gsm8k_100, hellaswag_100, .*JSONL"):
+        benchmarks.check(["helaswag_100"])
 
 
-def test_a_hub_task_without_the_hub_says_so(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_task_without_the_hub_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any training (`check`), and only after asking the hub three times."""
+    asked, waited = [], []
+
     def no_hub(*args: object, **kwargs: object) -> None:
+        asked.append(args)
         raise ConnectionError("Couldn't reach 'x' on the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", no_hub)
+    monkeypatch.setattr("llm_runs.hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("llm_runs.hub.time.sleep", waited.append)
     with pytest.raises(BenchmarkError, match=r"cannot run piqa: ConnectionError.*hellaswag_100"):
-        benchmarks.run(*tiny, ["piqa"])
+        benchmarks.check(["piqa"])
+    assert len(asked) == 3
+    assert waited == [2.0, 4.0]
+    assert capsys.readouterr().out.count("the hub does not answer (Couldn't reach 'x' on the Hub)") == 2
 
 
 @pytest.mark.parametrize(

@@ -113,16 +113,27 @@ def test_every_number_is_that_of_single_sequences(tokenizer: PreTrainedTokenizer
     rewards = [100.0 * len(tokenizer.decode(s.prompt_ids)) + len(s.completion) for s in drawn]
     assert values(frame, "held_out_prompts", "reward") == rewards == [s.reward for s in drawn]
     assert values(frame, "held_out_prompts", "length") == [len(s.completion_ids) for s in drawn]
+    # Of PROMPTS, the reference has samples of (5, 6), two of them, and of (40, 41, 42).
+    wins = frame[frame["metric"] == "win_rate"].set_index("item")["value"]
+    lengths = [len(drawn[0].completion), len(drawn[2].completion)]
+    tied = {"": 0.5}  # SAMPLES have no texts: every one of the policy's is longer, or as empty
+    assert wins.to_dict() == {0: tied.get(drawn[0].completion, 1.0), 2: tied.get(drawn[2].completion, 1.0)}
+    assert max(lengths) > 0
     for split, samples, first, second in (
         ("held_out_prompts", drawn, policy, base),
         ("held_out_reference_samples", SAMPLES, base, policy),
     ):
         names = ("kl_policy_reference", "k1") if split == "held_out_prompts" else ("kl_reference_policy", "log_ratio")
-        for kl, ratio, s in zip(*(values(frame, split, name) for name in names), samples, strict=True):
+        found = (values(frame, split, name) for name in (*names, "k3", "k3_tokens"))
+        for kl, ratio, k3, k3_tokens, s in zip(*found, samples, strict=True):
             p, q = (rows_of(each, s.prompt_ids, s.completion_ids) for each in (first, second))
             assert kl == pytest.approx((p.exp() * (p - q)).sum().item(), rel=1e-9)
             expected = logp(policy, s.prompt_ids, s.completion_ids) - logp(base, s.prompt_ids, s.completion_ids)
             assert ratio == pytest.approx(expected, abs=1e-9)
+            token_ratios = [(q - p)[t, token].item() for t, token in enumerate(s.completion_ids)]  # log other / sampler
+            total = sum(token_ratios)
+            assert k3 == pytest.approx(math.exp(total) - 1 - total, rel=1e-7, abs=1e-9)
+            assert k3_tokens == pytest.approx(sum(math.exp(t) - 1 - t for t in token_ratios), rel=1e-7, abs=1e-9)
 
     for split, pairs in (("held_out_pairs", PAIRS[:2]), ("training_pairs", PAIRS[1:])):
         margins = []
@@ -151,6 +162,8 @@ def test_at_step_0_all_differences_are_zero_and_preferences_tie(
         "kl_reference_policy",
         "k1",
         "log_ratio",
+        "k3",
+        "k3_tokens",
         "margin",
         "chosen_log_ratio",
         "rejected_log_ratio",
@@ -224,3 +237,75 @@ def test_pairs_that_the_reference_never_scored_are_refused(
 ) -> None:
     with pytest.raises(reference.ReferenceCacheError, match="other data"):
         evaluator(tokenizer, stored, pairs=[TokenPair((1,), (2,), (3,))])
+
+
+def test_k1_k3_and_exact_have_the_kl_as_their_mean_over_all_completions(tokenizer: PreTrainedTokenizerBase) -> None:
+    """All 2-token completions (vocabulary 4), each weighted by its probability under the sampler: no sampling error at all."""
+    policy, base = model(1, 4), model(0, 4)
+    completions = [TokenSample((3, 1), ids) for ids in itertools.product(range(4), repeat=2)]
+    tested = Evaluator(
+        tokenizer, lambda: base, None, None, max_tokens=2, config=EvaluationConfig(batch_size=16), seed=0
+    )
+    for sampler, other, policy_first in ((policy, base, True), (base, policy, False)):
+        found = tested._compare(policy, base, completions, policy_first=policy_first)
+        weights = np.exp([logp(sampler, (3, 1), s.completion_ids) for s in completions])
+        assert weights.sum() == pytest.approx(1)
+        ratios = [logp(sampler, (3, 1), s.completion_ids) - logp(other, (3, 1), s.completion_ids) for s in completions]
+        kl = weights @ ratios
+        assert kl > 0.05
+        sign = 1 if policy_first else -1
+        for estimate in (
+            [sign * each.log_ratio for each in found],
+            [each.kl for each in found],
+            [each.k3 for each in found],
+            [each.k3_tokens for each in found],
+        ):
+            assert weights @ np.array(estimate) == pytest.approx(kl, rel=1e-9)
+        assert min(each.k3 for each in found) >= 0
+
+
+def test_k3_overflows_where_k1_does_not() -> None:
+    from llm_runs.evaluation import _k3
+
+    assert _k3(torch.tensor([-800.0], dtype=torch.float64)).item() == math.inf
+    assert _k3(torch.tensor([800.0, 1e-9], dtype=torch.float64)).tolist() == pytest.approx(
+        [799.0, 5e-19], rel=1e-6, abs=1e-16
+    )
+
+
+class Fixed:
+    """Scores by completion."""
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self.scores = scores
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> NDArray[np.float64]:
+        return np.array([self.scores[each] for each in completions])
+
+
+def test_win_rate_by_hand(tokenizer: PreTrainedTokenizerBase) -> None:
+    """One sample against rivals that score 1, 2 and 3: 2 wins against 1, ties with 2, loses to 3; another prompt has no rival."""
+    rivals = [TokenSample((5,), (6,), "p", text) for text in "abc"] + [TokenSample((8,), (6,), "q", "c")]
+    scored = [
+        TokenSample((5,), (7,), "p", "x", reward=2.0),
+        TokenSample((9,), (7,), "r", "x", reward=2.0),
+        TokenSample((8,), (7,), "q", "x", reward=3.5),
+    ]
+    tested = Evaluator(
+        tokenizer,
+        lambda: model(0),
+        None,
+        None,
+        reference_samples=rivals,
+        max_tokens=2,
+        config=EvaluationConfig(),
+        seed=0,
+    )
+    rows = tested._reward_rows(Fixed({"a": 1.0, "b": 2.0, "c": 3.0}), scored, "second_")
+    assert [(metric, item, value) for _, metric, item, value in rows] == [
+        ("second_reward", 0, 2.0),
+        ("second_win_rate", 0, 0.5),
+        ("second_reward", 1, 2.0),
+        ("second_reward", 2, 3.5),
+        ("second_win_rate", 2, 1.0),
+    ]

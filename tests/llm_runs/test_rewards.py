@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from llm_runs import assets, models, rewards
 from llm_runs.config import RewardConfig
 from llm_runs.errors import InputError
+from llm_runs.examples import TokenSample
 from llm_runs.rewards import TfidfReward
 from llm_runs.texts import Text
 
@@ -128,3 +129,30 @@ def test_classifiers_that_cannot_be_used(classifier: Callable[..., Path], tmp_pa
         rewards.ClassifierReward(RewardConfig(model=folder))
     with pytest.raises(InputError, match=r"reward\.model: cannot load a classifier from .*missing"):
         rewards.ClassifierReward(RewardConfig(model=str(tmp_path / "missing")))
+
+
+class Bad:
+    """A reward that returns what it was given."""
+
+    def __init__(self, scores: object) -> None:
+        self.scores = scores
+
+    def score(self, prompts: object, completions: object) -> object:
+        return self.scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([1.0], "the reward Bad returned 1 scores for 2 completions"),
+        ([[1.0, 2.0]], r"an array of shape \(1, 2\) for 2 completions"),
+        ([0.5, float("nan")], "returned nan for 1 of 2 completions, first for number 2, 'awful' after 'It was '"),
+        ([float("inf"), 0.0], "returned inf .* number 1, 'fine'"),
+        (["high", "low"], "something else than numbers"),
+        (None, "something else than numbers|nan|shape"),
+    ],
+)
+def test_a_reward_must_give_one_finite_number_for_each_completion(scores: object, message: str) -> None:
+    samples = [TokenSample((1,), (2,), "It was ", text) for text in ("fine", "awful")]
+    with pytest.raises(rewards.RewardError, match=message):
+        rewards.score_samples(Bad(scores), samples)  # type: ignore[arg-type]

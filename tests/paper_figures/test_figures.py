@@ -70,7 +70,7 @@ def test_every_figure_has_its_files_and_names_its_records(name: str, drawn: Path
             assert hashlib.sha256(content).hexdigest() == checksum
 
 
-@pytest.mark.parametrize("name", ["determinism", "frontier_llm", "ablation"])
+@pytest.mark.parametrize("name", ["determinism", "frontier_llm", "ablation", "likelihoods"])
 def test_the_same_records_give_the_same_bytes(name: str, drawn: Path, records: Path, tmp_path: Path) -> None:
     mpl.rcParams["lines.linewidth"] = 7  # a user's own settings must not show either
     try:
@@ -190,3 +190,17 @@ def test_records_without_rewards_are_said_to_lack_them(tmp_path: Path, capsys: p
         write_run(run.folder, kind=run.kind, id=run.id, config=run.config, seeds=run.seeds, tables=tables)
     assert main(["frontier_llm", "--records", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert "frontier_llm: not drawn: dpo has no evaluations of reward" in capsys.readouterr().err
+
+
+def test_likelihoods_of_other_objectives_are_drawn_too(tmp_path: Path) -> None:
+    """Without the three methods of the claims, each objective of the records at its last strength; values as recorded."""
+    levels = {"simpo": synthetic.Levels(1.0, 1.0)}
+    synthetic.write_language_model(tmp_path, synthetic.Truth(methods=levels, labels=("noisy",), strengths=(0.02, 0.1)))
+    figure = figure_of("likelihoods", tmp_path)
+    assert len(figure.axes) == 3
+    (run,) = [run for run in Evidence.load(tmp_path).runs if run.config["objective"]["hyperparameters"]["beta"] == 0.1]
+    frame = run.table("evaluations")
+    chosen = frame[(frame["metric"] == "chosen_log_ratio") & (frame["split"] == "training_pairs")]
+    drawn = figure.axes[0].lines[0]
+    np.testing.assert_allclose(drawn.get_ydata(), chosen.groupby("step")["value"].mean())
+    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), np.full(20, 0.8))

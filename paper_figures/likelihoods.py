@@ -1,0 +1,103 @@
+"""What becomes of the likelihood of chosen and rejected answers while training, and of the sigmoid's saturation (measured)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting, comparable
+from analysis.statistics import mean
+from paper_figures import style
+from paper_figures.drawing import Drawing
+
+CLAIMS = ("C1", "C4")
+CAPTION = (
+    "Likelihood of the answers of labelled pairs while training, against the reference, on the language model: "
+    "held-out pairs (filled, 95 % bootstrap intervals over pairs) and training pairs (open markers, dotted). A margin can grow while the "
+    "chosen answers themselves become less likely. Right: share of a step's pairs on the flat part of their loss (a sigmoid's "
+    "argument beyond 5 on either side, a logistic's beyond 5), so that they hardly move the policy; the square has none. Rows: kind of "
+    "labels. Of each method the strength is shown whose reward is nearest to what all methods reach."
+)
+_TRAINING: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "fillstyle": "none"}
+COLUMNS = (
+    ("chosen_log_ratio", "chosen"),
+    ("rejected_log_ratio", "rejected"),
+)
+
+
+def draw(evidence: Evidence) -> Drawing:
+    """Three panels in a row for each kind of labels: chosen, rejected, saturation."""
+    groups = [(labels, found) for labels in (NEAR_DETERMINISTIC, NOISY) if (found := _settings(evidence, labels))]
+    if not groups:
+        evidence.language_model()  # says which records are missing
+    figure, axes = style.panels(style.DOUBLE, 0.5 + 1.75 * len(groups), len(groups), 3, sharex=True)
+    for row, (labels, settings) in enumerate(groups):
+        panels = axes[3 * row : 3 * row + 3]
+        for axis, (metric, name) in zip(panels, COLUMNS, strict=False):
+            for setting in settings:
+                _likelihood(axis, setting, metric)
+            axis.axhline(0, color=style.GREY, linewidth=0.6)
+            axis.set_ylabel(f"$\\log\\pi-\\log\\pi_{{\\mathrm{{ref}}}}$ of {name}\n[nats per completion]")
+        for setting in settings:
+            _saturation(panels[2], setting)
+        panels[2].set_ylim(-0.04, 1.04)
+        panels[2].set_ylabel("share of saturated pairs")
+        for axis in panels:
+            axis.set_title(f"{labels.replace('_', '-')} labels")
+            if row == len(groups) - 1:
+                axis.set_xlabel("training step")
+    handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
+    handles["training pairs"] = Line2D([], [], color=style.GREY, label="training pairs", **_TRAINING, marker="o")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    style.letter(axes)
+    used = [setting for _, settings in groups for setting in settings]
+    remarks = (
+        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
+    )
+    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+
+
+def _settings(evidence: Evidence, labels: str) -> list[Setting]:
+    """The compared methods where all are there; else every objective of the records, at its last strength."""
+    if {setting.objective for setting in evidence.settings if setting.labels == labels} >= set(METHODS):
+        return list(comparable(evidence, labels).values())
+    try:
+        found = {setting.objective: setting for setting in evidence.language_model(labels=labels)}
+    except MissingEvidence:
+        return []
+    return [found[name] for name in style.order(found)]
+
+
+def _likelihood(axis: Axes, setting: Setting, metric: str) -> None:
+    look = style.look(setting.objective)
+    items = {step: setting.items("training_pairs", metric, step) for step in setting.steps}
+    training = {step: values.mean() for step, values in items.items() if len(values)}
+    axis.plot(list(training), list(training.values()), color=look.colour, marker=look.marker, **_TRAINING)
+    found = {
+        step: mean(values) for step in setting.steps if len(values := setting.items("held_out_pairs", metric, step))
+    }
+    estimates = np.array([value.estimate for value in found.values()])
+    bars = [
+        (value.estimate - value.low, value.high - value.estimate) if value.known else (0.0, 0.0)
+        for value in found.values()
+    ]
+    axis.errorbar(
+        list(found),
+        estimates,
+        yerr=np.clip(np.array(bars).reshape(-1, 2).T, 0, None),
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.line,
+        elinewidth=0.7,
+        label=look.label,
+    )
+
+
+def _saturation(axis: Axes, setting: Setting) -> None:
+    rows = setting.metrics[setting.metrics["name"] == "saturated_share"]
+    if len(rows):
+        look = style.look(setting.objective)
+        axis.plot(rows["step"], rows["value"], color=look.colour, linestyle=look.line)
