@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         help="your prompts: JSONL, CSV, Parquet, ... with a field prompt (text or messages)",
     )
     evaluate.add_argument(
-        "--reward", metavar="REWARD", help="with --prompts: vader, or the reward.npz of a run (default: no reward)"
+        "--reward",
+        metavar="REWARD",
+        help="with --prompts: vader, classifier (see reward.model), or the reward.npz of a run (default: none)",
     )
     evaluate.set_defaults(command=_evaluate)
     return parser

@@ -41,14 +41,14 @@ class Comparison:
         out: folder; continued if it exists, and shared by any number of models with one reference.
         config: `model` (device, dtype, chat_template), `data.completion_tokens`, `data.reading`, `sampling.batch_size`, `evaluation`,
             `seed`.
-        reward: "none", "vader", the .npz file of a run's reward, or any object with `score`.
+        reward: "none", "vader", "classifier" (by `config.reward`), the .npz file of a run's reward, or any object with `score`.
     """
 
     def __init__(
         self, model: str, reference: str, prompts: str, out: Path, config: RunConfig, reward: str | Reward = "none"
     ) -> None:
         self.model, self.reference, self.source, self.out, self.config = model, reference, prompts, out, config
-        self.reward = _reward(reward) if isinstance(reward, str) else reward
+        self.reward = _reward(reward, config) if isinstance(reward, str) else reward
         self.reward_name = reward if isinstance(reward, str) else type(reward).__name__
 
     def plan(self) -> list[Step]:
@@ -204,11 +204,13 @@ class Comparison:
         }
 
 
-def _reward(name: str) -> Reward | None:
+def _reward(name: str, config: RunConfig) -> Reward | None:
     if name == "none":
         return None
     if name == "vader":
         return rewards.VaderReward()
+    if name == "classifier":
+        return rewards.ClassifierReward(config.reward, models.select_device(config.model))
     if name.endswith(".npz"):
         return rewards.TfidfReward.load(Path(name))
-    raise InputError(f"--reward {name!r}: give none, vader, or the reward.npz of a run")
+    raise InputError(f"--reward {name!r}: give none, vader, classifier, or the reward.npz of a run")

@@ -205,6 +205,7 @@ def flops(config: RunConfig, shape: Shape, kinds: list[str], trainings: list[str
             step += forward(training.pretraining_batch_size, 1, evaluation.other_text_tokens)
         factor = (4 if training.gradient_checkpointing else 3) + (training.reference == "live" and "ref_logps" in needs)
         found["train"] = found.get("train", 0.0) + factor * step * training.steps + evaluate * (1 + len(evaluation.at))
+        found["train"] += on_pairs * evaluation.likelihoods
     return {kind: value for kind, value in found.items() if kind in kinds}
 
 

@@ -133,4 +133,4 @@ def test_options_that_do_not_belong_together(folder: Path, capsys: pytest.Captur
     assert main(common) == 2
     assert "give --prompts and --reference, or the CONFIG of a run" in capsys.readouterr().err
     assert main([*common, "--prompts", "p.jsonl", "--reference", "y", "--reward", "nice"]) == 2
-    assert "--reward 'nice': give none, vader, or the reward.npz" in capsys.readouterr().err
+    assert "--reward 'nice': give none, vader, classifier, or the reward.npz" in capsys.readouterr().err

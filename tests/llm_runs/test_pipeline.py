@@ -19,7 +19,7 @@ from analysis.records import Run, find_runs
 from llm_runs import account, dry_run, experiment, pipeline, training
 from llm_runs.__main__ import main
 from llm_runs.account import Step
-from llm_runs.config import RunConfig
+from llm_runs.config import RunConfig, SamplingConfig
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
 
@@ -79,8 +79,8 @@ def test_evaluations_begin_with_the_reference_and_have_one_row_an_item(finished:
         frame = record.table("evaluations")
         assert not frame.duplicated(["step", "split", "metric", "item"]).any()
         assert np.isfinite(frame["value"]).all()
-        sizes = frame.groupby(["step", "split", "metric"]).size().unstack("step")
-        assert list(sizes.columns) == [0, 2, 4]
+        whole = frame[frame["step"].isin((0, 2, 4))]
+        sizes = whole.groupby(["step", "split", "metric"]).size().unstack("step")
         assert (sizes[0] == sizes[2]).all()
         assert (sizes[0] == sizes[4]).all()
         assert {
@@ -227,8 +227,36 @@ def test_any_model_can_be_evaluated(copy: Path, finished: Path) -> None:
     assert run(copy, command="evaluate", options=("--model", model)) == 0
     found = records(copy)["reference"]
     assert found.kind == "llm_evaluation"
-    frame = found.table("evaluations").set_index("metric")["value"]
+    frame = found.table("evaluations").set_index(["metric", "step"])["value"]
     assert np.abs(frame["kl_policy_reference"]).max() < 1e-4  # the reference against itself
+    pd.testing.assert_series_equal(frame["reward", 0], frame["reward", 1], check_index=False)  # the same random numbers
+    assert set(found.table("samples")["step"]) == {0, 1}
+
+
+def test_pairs_are_scored_along_the_training(finished: Path) -> None:
+    """Of 4 steps the evaluated one (2) and those between: likelihoods at every step, rewards at 0, 2 and 4."""
+    for record in records(finished).values():
+        frame = record.table("evaluations")
+        for split in ("held_out_pairs", "training_pairs"):
+            chosen = frame[(frame["split"] == split) & (frame["metric"] == "chosen_log_ratio")]
+            assert chosen.groupby("step").size().to_dict() == dict.fromkeys(range(5), 12)
+        assert set(frame[frame["metric"] == "win_rate"]["step"]) == {0, 2, 4}
+        assert set(record.table("samples")["step"]) == {0, 2, 4}
+
+
+def test_samples_that_stand_for_the_reference_are_drawn_at_temperature_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temperatures = {}
+
+    def drawn(path: Path, *arguments: object, config: SamplingConfig, **more: object) -> list[object]:
+        temperatures[path.stem] = config.temperature
+        return []
+
+    monkeypatch.setattr("llm_runs.sampling.sample_to_file", drawn)
+    made = Experiment(RunConfig.load("tiny", ["sampling.temperature=0.7", "sft.steps=0"]), tmp_path)
+    made.draw_samples()
+    assert temperatures == {"pairs": 0.7, "held_out_pairs": 0.7, "reference": 1.0, "held_out_reference": 1.0}
 
 
 def test_cost_is_measured_in_processes_of_their_own(copy: Path) -> None:

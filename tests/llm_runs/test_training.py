@@ -218,6 +218,10 @@ def test_metrics_of_the_first_step_are_the_reference_s(stored: ReferenceLogps, t
     assert first["plain_margin"] == pytest.approx((chosen - rejected).mean().item(), rel=1e-5)
     assert first["plain_accuracy"] == pytest.approx((chosen > rejected).double().mean().item())
     assert first["margin"] == pytest.approx(0, abs=1e-9)  # F9
+    assert first["chosen_log_ratio"] == pytest.approx(0, abs=1e-9)
+    last = metrics[metrics["step"] == metrics["step"].max()].set_index("name")["value"]
+    assert last["chosen_log_ratio"] - last["rejected_log_ratio"] == pytest.approx(last["margin"])
+    assert abs(last["margin"]) > 1e-6
     assert first["learning_rate"] == pytest.approx(1e-2)
     assert first["step_seconds"] > 0
     assert 5e7 < first["peak_memory_bytes"] < 1e11
