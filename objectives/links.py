@@ -17,6 +17,8 @@ from torch.nn.functional import logsigmoid
 from objectives.values import positive_part, positive_part_derivatives
 
 Scalar = Callable[[Tensor], Tensor]
+Side = tuple[Tensor, Tensor, Tensor]
+"""Value, first and second derivative of a link at one argument."""
 
 # Beyond this exponent exp is continued along its tangent: losses and gradients then stay finite in float32 for any log-probs.
 LARGEST_EXPONENT = 64.0
@@ -36,6 +38,7 @@ class Link:
     ``tail_plus``, ``tail_minus``: the rate kappa at which value(z) - its asymptote ~ C e^(-kappa |z|); NaN where it is unknown or none.
     ``flat_after``: with ``attains_plus``, from which z on the link is constant.
     ``convex``: whether the link is known to be convex; an exact solver then needs one start only.
+    ``shared``: `both` where it is cheaper than one function after the other.
     """
 
     name: str
@@ -50,10 +53,26 @@ class Link:
     tail_minus: float = math.nan
     flat_after: float = math.inf
     convex: bool = True
+    shared: Callable[[Tensor], tuple[Side, Side]] | None = None
+
+    def at(self, z: Tensor) -> Side:
+        """Value, first and second derivative at ``z``."""
+        return self.value(z), self.first(z), self.second(z)
+
+    def both(self, z: Tensor) -> tuple[Side, Side]:
+        """`at` z and `at` -z: a pair's two labels."""
+        return (self.at(z), self.at(-z)) if self.shared is None else self.shared(z)
 
 
 def _sigmoid_slope(z: Tensor) -> Tensor:
     return torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def _logistic_both(z: Tensor) -> tuple[Side, Side]:
+    right, wrong = torch.sigmoid(z), torch.sigmoid(-z)
+    slope = right * wrong
+    rest = z.abs().neg_().exp_().log1p_()
+    return (rest - z.clamp(max=0.0), -wrong, slope), (rest + z.clamp(min=0.0), -right, slope)
 
 
 logistic = Link(
@@ -65,6 +84,7 @@ logistic = Link(
     slope_minus=1.0,
     tail_plus=1.0,
     tail_minus=1.0,
+    shared=_logistic_both,
 )
 """L(z) = -log s(z): falls for ever, so a pair that always wins pulls its margin to infinity."""
 
@@ -77,6 +97,19 @@ square = Link(
     slope_minus=math.inf,
 )
 
+
+def _error_both(z: Tensor) -> tuple[Side, Side]:
+    right, wrong = torch.sigmoid(z), torch.sigmoid(-z)
+    slope = right * wrong
+    bend = slope * (right - wrong)
+    return (wrong, -slope, bend), (right, -slope, -bend)
+
+
+def _negative_sigmoid_both(z: Tensor) -> tuple[Side, Side]:
+    (wrong, one, bend), (right, other, back) = _error_both(z)
+    return (-right, one, bend), (-wrong, other, back)
+
+
 negative_sigmoid = Link(
     name="negative_sigmoid",
     value=lambda z: -torch.sigmoid(z),
@@ -87,6 +120,7 @@ negative_sigmoid = Link(
     tail_plus=1.0,
     tail_minus=1.0,
     convex=False,
+    shared=_negative_sigmoid_both,
 )
 """-s(z): bounded, so any coercive regulariser, however weak, keeps the minimiser finite; not convex for z < 0."""
 
@@ -100,6 +134,7 @@ error_probability = Link(
     tail_plus=1.0,
     tail_minus=1.0,
     convex=False,
+    shared=_error_both,
 )
 """1 - s(z): `negative_sigmoid` lifted to start at 0."""
 
@@ -166,6 +201,13 @@ def two_sided(link: Link, agree: float, disagree: float, *, name: str, convex: b
         tails = [tail for weight, tail in ((agree, one), (disagree, other)) if weight]
         return math.nan if any(map(math.isnan, tails)) else min(tails, default=math.nan)
 
+    def shared(z: Tensor) -> tuple[Side, Side]:
+        (v, f, s), (w, g, t) = link.both(z)
+        return (
+            (agree * v + disagree * w, agree * f - disagree * g, agree * s + disagree * t),
+            (agree * w + disagree * v, agree * g - disagree * f, agree * t + disagree * s),
+        )
+
     return Link(
         name=name,
         value=lambda z: agree * link.value(z) + disagree * link.value(-z),
@@ -178,6 +220,7 @@ def two_sided(link: Link, agree: float, disagree: float, *, name: str, convex: b
         tail_plus=slowest(link.tail_plus, link.tail_minus),
         tail_minus=slowest(link.tail_minus, link.tail_plus),
         convex=convex,
+        shared=None if link.shared is None else shared,
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from toy_bandits.derivatives import Function, PairPiece
 from toy_bandits.newton import FLAT_CURVATURE, Minimum, curvature, flat_moves
-from toy_bandits.solution import Answer
+from toy_bandits.solution import TabularAnswer
 from toy_bandits.structure import Structure
 
 FAR = 1000.0
@@ -19,18 +19,21 @@ LONG_DRIFT = 3.0
 
 def judge(
     function: Function, structure: Structure, groups: Tensor, minimum: Minimum, minima: Tensor, tie: Tensor
-) -> Answer:
+) -> TabularAnswer:
     """Status and certificate of each problem from what is proved and what was found."""
     logits = minimum.logits
-    runs_away, direction = _runs_away(function, groups, minimum, structure)
+    flat_here = _is_flat(function, logits, groups, minimum.converged & ~structure.unique & ~minimum.curved)
+    runs_away, direction = _runs_away(function, minimum, structure, flat_here)
     converged = minimum.converged & ~structure.diverges & ~runs_away
     logits = torch.where(runs_away[:, None, None], logits + reach(function)[:, None, None] * direction, logits)
-    derivatives = function(logits) if bool(runs_away.any()) else minimum.derivatives
+    value, gradient_norm = minimum.value, minimum.gradient_norm
+    if bool(runs_away.any()):
+        derivatives = function(logits)
+        value = torch.where(runs_away, derivatives.value, value)
+        gradient_norm = torch.where(runs_away, derivatives.gradient.flatten(1).norm(dim=-1), gradient_norm)
     diverges = structure.diverges | runs_away
     direction = direction + structure.direction
-    lowest = curvature(derivatives, groups)
-    numerical = converged & ~structure.unique & (lowest <= FLAT_CURVATURE)
-    flat = _flat_directions(function, logits, groups, numerical)
+    flat = _flat_directions(function, logits, groups, converged & flat_here)
     flat = flat.clamp(min=structure.unbounded.long())
     dimension = torch.where(diverges, 0, structure.free + flat)
     status = torch.full_like(dimension, 3)
@@ -39,21 +42,21 @@ def judge(
     log_policy = logits.log_softmax(-1)
     lost = diverges[:, None, None] & (direction < direction.amax(-1, keepdim=True))
     log_policy = torch.where(lost, -torch.inf, log_policy)
-    return Answer(
+    return TabularAnswer(
         logits=logits,
         log_policy=log_policy,
         status=status,
-        gradient_norm=derivatives.gradient.flatten(1).norm(dim=-1),
-        value=derivatives.value,
+        gradient_norm=gradient_norm,
+        value=value,
         proved=structure.diverges | (converged & (structure.unique | structure.unbounded)),
         direction=_unit(direction),
         dimension=dimension,
         minima=torch.where(diverges, 0, minima),
         tie=tie,
-        curvature=lowest,
+        groups=groups,
         newton_step=minimum.step.flatten(1).abs().amax(-1),
         iterations=minimum.iterations,
-        stability=torch.full_like(derivatives.value, torch.nan),
+        stability=torch.full_like(value, torch.nan),
         reason=torch.zeros_like(status),
     )
 
@@ -64,13 +67,21 @@ def _unit(direction: Tensor) -> Tensor:
     return direction / torch.where(size > 0, size, 1.0)[:, None, None]
 
 
-def _runs_away(function: Function, groups: Tensor, minimum: Minimum, structure: Structure) -> tuple[Tensor, Tensor]:
+def _is_flat(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
+    """(B,): which of the problems asked about have a direction without curvature."""
+    flat = torch.zeros_like(which)
+    index = which.nonzero()[:, 0]
+    if len(index):
+        flat[index] = curvature(function.take(index)(logits[index]), groups[index]) <= FLAT_CURVATURE
+    return flat
+
+
+def _runs_away(function: Function, minimum: Minimum, structure: Structure, flat: Tensor) -> tuple[Tensor, Tensor]:
     """Which iterations left every bound, and in which direction: followed much further, the value must not rise again.
 
-    Where rounding hides the slope, what tells a fall that never ends from a flat valley is that the iteration went on far along it.
+    Where rounding hides the slope, what tells a fall that never ends from a ``flat`` valley is that the iteration went on far along it.
     """
-    hidden = minimum.converged & (curvature(minimum.derivatives, groups) <= FLAT_CURVATURE)
-    suspects = (minimum.escaping | hidden) & ~structure.exists
+    suspects = (minimum.escaping | (minimum.converged & flat)) & ~structure.exists
     direction = torch.zeros_like(minimum.logits)
     if not bool(suspects.any()):
         return suspects, direction
@@ -78,7 +89,7 @@ def _runs_away(function: Function, groups: Tensor, minimum: Minimum, structure: 
     went = suspects[:, None, None] & (size > LONG_DRIFT)
     direction = torch.where(went, _levels(minimum.drift / size), 0.0)
     further = function(minimum.logits + reach(function)[:, None, None] * direction)
-    falls = further.value <= minimum.derivatives.value + ROUNDING * (1.0 + minimum.derivatives.value.abs())
+    falls = further.value <= minimum.value + ROUNDING * (1.0 + minimum.value.abs())
     confirmed = suspects & falls & (direction != 0).flatten(1).any(-1)
     return confirmed, torch.where(confirmed[:, None, None], direction, 0.0)
 
@@ -97,16 +108,19 @@ def _levels(direction: Tensor) -> Tensor:
 def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
     """(B,): along how many moves without curvature the value does not change over a finite distance, one way or both."""
     count = torch.zeros_like(which, dtype=torch.long)
-    if not bool(which.any()):
+    index = which.nonzero()[:, 0]
+    if len(index) == 0:
         return count
+    function, logits = function.take(index), logits[index]
     derivatives = function(logits)
     tolerance = ROUNDING * (1.0 + derivatives.value.abs())
-    moves, flat = flat_moves(derivatives, groups)
-    for index in range(moves.shape[1]):
-        candidates = which & flat[:, index]
+    moves, flat = flat_moves(derivatives, groups[index])
+    for number in range(moves.shape[1]):
+        candidates = flat[:, number]
         if bool(candidates.any()):
-            ends = (function(logits + sign * moves[:, index]).value for sign in (-1.0, 1.0))
-            count += candidates & torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).any(0)
+            ends = (function(logits + sign * moves[:, number]).value for sign in (-1.0, 1.0))
+            same = torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).any(0)
+            count[index] += candidates & same
     return count
 
 

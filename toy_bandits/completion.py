@@ -7,44 +7,40 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from objectives import Objective
 from objectives.values import kinks_as, watched
-from toy_bandits import batching, fields, kinks, linear
-from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
+from toy_bandits import fields, kinks, linear
+from toy_bandits.derivatives import Function
 from toy_bandits.newton import GRADIENT_TOLERANCE, minimise
-from toy_bandits.problem import Bandit
-from toy_bandits.solution import Answer
+from toy_bandits.solution import Answer, TabularAnswer
 
 CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = range(4)
 _, RESTLESS, VANISHED, TOO_LARGE, ABOVE_BOUND, NOT_OPTIMAL, SADDLE, NO_ZERO, UNSTABLE = range(9)
 """Indices into `solution.REASONS`."""
 LINEAR_GAP = 1e-9
 
-Smooth = Callable[[Bandit, Objective, Tensor], Answer]
+Smooth = Callable[[Function, Tensor], TabularAnswer]
 
 
-def solve_any(problem: Bandit, objective: Objective, start: Tensor, smooth: Smooth) -> Answer:
+def solve_any(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswer:
     """A flattened batch of problems from ``start`` (B, X, A): smooth minimisation, and what it leaves open.
 
     Args:
-        problem: the batch.
-        objective: its hyper-parameters one per problem.
+        function: of the batch.
         start: logits.
         smooth: minimises smooth losses.
     """
-    function = Function(problem, objective)
     with watched() as used:
-        function(start)
+        _one(function, 0)(start[:1])
     if "positive_part" in used:
         with kinks_as(kinks.Smooth(kinks.FIRST)):
-            answer = smooth(problem, objective, start)
+            answer = smooth(Function(function.problem, function.objective), start)
         if linear.is_linear(function):
             for index in range(len(start)):
                 _linear(_one(function, index), answer, index, start[index])
         else:
             _kinked(function, answer)
     else:
-        answer = smooth(problem, objective, start)
+        answer = smooth(function, start)
     if "stop_gradient" in used and start[0].numel() <= fields.LARGEST:
         _followed(function, answer, start)
     unknown = (answer.status == UNSOLVED) & (answer.reason == 0)
@@ -54,8 +50,7 @@ def solve_any(problem: Bandit, objective: Objective, start: Tensor, smooth: Smoo
 
 
 def _one(function: Function, index: int) -> Function:
-    chosen = torch.tensor([index])
-    return Function(function.problem.take(chosen), batching.take(function.objective, chosen))
+    return function.take(torch.tensor([index], device=function.problem.reference.device))
 
 
 def _linear(function: Function, answer: Answer, index: int, start: Tensor) -> None:
@@ -81,22 +76,13 @@ def _kinked(function: Function, answer: Answer) -> None:
     left = held.nonzero()[:, 0]
     if len(left) == 0:
         return
-    problem, objective = function.problem.take(left), batching.take(function.objective, left)
+    own = function.take(left)
     logits, width = answer.logits[left], kinks.FIRST
     never = torch.zeros(len(left), dtype=torch.bool)
     while width > 1.5 * kinks.LAST:
         width /= 10.0
         with kinks_as(kinks.Smooth(width)):
-            logits = minimise(
-                lambda index: Function(problem.take(index), batching.take(objective, index)),
-                logits,
-                torch.zeros_like(logits, dtype=torch.long),
-                never,
-            ).logits
-    convex = all(
-        isinstance(piece, CrossEntropyPiece) or (isinstance(piece, PairPiece) and piece.link.convex)
-        for piece in function.pieces
-    )
+            logits = minimise(own.take, logits, torch.zeros_like(logits, dtype=torch.long), never).logits
     for row, index in enumerate(left.tolist()):
         found = kinks.polish(_one(function, index), logits[row].unsqueeze(0))
         if found is None:
@@ -109,7 +95,7 @@ def _kinked(function: Function, answer: Answer) -> None:
             minima = int(answer.minima[index])
             _put(answer, index, found.logits, found.value, found.residual, found.dimension)
             answer.minima[index] = max(minima, 1)
-            answer.proved[index] = convex
+            answer.proved[index] = function.convex
 
 
 def _followed(function: Function, answer: Answer, start: Tensor) -> None:

@@ -6,21 +6,29 @@ An objective is first taken apart into `Piece`s by what can be known of each ter
   link, and no normaliser enters, so that gradients of 1e-30 keep their relative precision.
 - `CrossEntropyPiece`: a term affine in the log-probs with coefficients -c, c >= 0 (autograd shows that its gradient is a constant):
   -sum_y c_y log pi(y), such as the forward KL on reference samples or the likelihood of the chosen response.
-- `OpaquePiece`: anything else; its derivatives come from autograd.
+- `LabelPiece`: a loss of each label's two log-probs alone (autograd shows it): first and second derivatives come from three backward
+  passes, label by label, whatever the number of actions.
+- `OpaquePiece`: anything else; its derivatives come from autograd, one backward pass per action.
+
+Tables (..., A, A) of pairs are laid out as [winner, loser].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from objectives import Objective, PairTerm, Term
+from objectives import Batch, CandidateBatch, Objective, PairBatch, PairTerm, Term, UnpairedBatch
 from objectives.links import Link
-from objectives.terms import per_example
-from toy_bandits import expectations
+from objectives.values import Value
+from toy_bandits import batching, expectations
 from toy_bandits.problem import Bandit
+
+SAMPLE = 4
+"""Problems of a batch on which the structure of a term's code is found out: it is the same for all."""
+SAME_SLOPE = 1e-9
 
 
 @dataclass
@@ -56,10 +64,27 @@ class Derivatives:
 
 @dataclass(frozen=True)
 class PairPiece:
-    """A `PairTerm` whose margin is a plain difference of logits plus a constant."""
+    """A `PairTerm` whose margin is a plain difference of logits plus a constant: weights * link(scale * difference + constants)."""
 
     term: PairTerm
     link: Link
+    scale: Tensor
+    """(1,), or (B,) where problems differ."""
+    weights: Tensor
+    """(B, X, A, A): of the term times the label's probability."""
+    constants: Tensor
+    """(B, X, A, A): of the labels that are possible in some problem, 0 elsewhere."""
+
+    def argument(self, log_policy: Tensor) -> Tensor:
+        """(B, X, A, A): what the link is applied to; 0 where there is no label."""
+        difference = log_policy.unsqueeze(-1) - log_policy.unsqueeze(-2)
+        return torch.where(self.weights > 0, self.scale[:, None, None, None] * difference + self.constants, 0.0)
+
+    def take(self, index: Tensor, term: Term) -> PairPiece:
+        """That of the problems ``index``, whose term is given."""
+        assert isinstance(term, PairTerm)
+        scale = self.scale if len(self.scale) == 1 else self.scale[index]
+        return PairPiece(term, self.link, scale, self.weights[index], self.constants[index])
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,10 @@ class CrossEntropyPiece:
 
     masses: Tensor
     constant: Tensor
+
+    def take(self, index: Tensor, term: Term) -> CrossEntropyPiece:
+        """That of the problems ``index``."""
+        return CrossEntropyPiece(self.masses[index], self.constant[index])
 
 
 @dataclass(frozen=True)
@@ -80,6 +109,15 @@ class OpaquePiece:
     def coupled(self) -> bool:
         """Whether the loss of one example depends on the others, so that contexts interact."""
         return bool(getattr(self.term, "coupled", False))
+
+    def take(self, index: Tensor, term: Term) -> OpaquePiece:
+        """That of the problems ``index``, whose term is given."""
+        return replace(self, term=term)
+
+
+@dataclass(frozen=True)
+class LabelPiece(OpaquePiece):
+    """A term whose loss is known to depend, as far as autograd goes, on the two log-probs of its own label alone."""
 
 
 Piece = PairPiece | CrossEntropyPiece | OpaquePiece
@@ -94,7 +132,45 @@ class Function:
     pieces: list[Piece] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pieces = [_piece(self.problem, self.objective, term) for term in self.objective.terms]
+        few = torch.arange(min(SAMPLE, len(self.problem.reference)), device=self.problem.reference.device)
+        sample = self.problem.take(few), batching.take(self.objective, few)
+        self.pieces = [
+            _piece(self.problem, self.objective, term, Probe(*sample, taken))
+            for term, taken in zip(self.objective.terms, sample[1].terms, strict=True)
+        ]
+
+    def take(self, index: Tensor) -> Function:
+        """That of the problems ``index``."""
+        made = object.__new__(Function)
+        made.problem, made.objective = self.problem.take(index), batching.take(self.objective, index)
+        made.pieces = [piece.take(index, term) for piece, term in zip(self.pieces, made.objective.terms, strict=True)]
+        return made
+
+    @property
+    def convex(self) -> bool:
+        """Whether every piece is known to be convex, so that one start is enough."""
+        return all(
+            isinstance(piece, CrossEntropyPiece) or (isinstance(piece, PairPiece) and piece.link.convex)
+            for piece in self.pieces
+        )
+
+    def finite(self, logits: Tensor) -> bool:
+        """Whether value and gradient at ``logits`` are, without telling where they are not."""
+        log_policy = logits.log_softmax(-1)
+        leaf = log_policy.detach().requires_grad_()
+        for piece in self.pieces:
+            if isinstance(piece, PairPiece):
+                argument = piece.argument(log_policy)
+                ok = torch.isfinite(piece.link.value(argument)) & torch.isfinite(piece.link.first(argument))
+            elif isinstance(piece, CrossEntropyPiece):
+                ok = torch.isfinite(piece.masses) & torch.isfinite(piece.constant[:, None, None])
+            else:
+                value = _term_value(self.problem, self.objective, piece.term, leaf)
+                (slope,) = torch.autograd.grad(value.sum(), leaf) if value.requires_grad else (value,)
+                ok = torch.isfinite(torch.cat([value.detach().flatten(), slope.flatten()]))
+            if not bool(ok.all()):
+                return False
+        return True
 
     @property
     def coupled(self) -> bool:
@@ -109,14 +185,17 @@ class Function:
         value = torch.zeros_like(logits[:, 0, 0])
         gradient = torch.zeros_like(logits)
         hessian = torch.zeros_like(logits.unsqueeze(-1).expand(*logits.shape, logits.shape[-1]))
-        negative = torch.zeros_like(hessian)
+        negative = None
         full = None
         for piece in self.pieces:
             if isinstance(piece, PairPiece):
-                v, g, h, n = _pairs(self.problem, piece, log_policy)
-                negative += n
+                v, g, h, n = _pairs(piece, log_policy)
+                if n is not None:
+                    negative = n if negative is None else negative + n
             elif isinstance(piece, CrossEntropyPiece):
                 v, g, h = _cross_entropy(piece, log_policy, policy)
+            elif isinstance(piece, LabelPiece):
+                v, g, h = _labels(self.problem, self.objective, piece, log_policy, policy)
             else:
                 v, g, h = _opaque(self.problem, self.objective, piece, log_policy, policy)
             value, gradient = value + v, gradient + g
@@ -125,34 +204,91 @@ class Function:
             else:
                 full = h if full is None else full + h
         if self.coupled:
-            blocks, negative = _block_diagonal(hessian), _block_diagonal(negative)
-            hessian = blocks if full is None else blocks + full
+            hessian = _block_diagonal(hessian)
+            hessian = hessian if full is None else hessian + full
+            negative = None if negative is None else _block_diagonal(negative)
             gradient = gradient.flatten(1).unsqueeze(1)
-        return Derivatives(value, gradient, hessian, hessian - negative)
+        return Derivatives(value, gradient, hessian, hessian if negative is None else hessian - negative)
 
 
-def _piece(problem: Bandit, objective: Objective, term: Term) -> Piece:
+@dataclass(frozen=True)
+class Probe:
+    """A term on a few problems, by which the structure of its code is found out."""
+
+    problem: Bandit
+    objective: Objective
+    term: Term
+
+    @property
+    def log_policies(self) -> tuple[Tensor, Tensor]:
+        """Two policies to look at: a stopped gradient could hide at one of them that a slope depends on the policy."""
+        return self.problem.log_reference, (2.0 * self.problem.log_reference).log_softmax(-1)
+
+    @property
+    def linear(self) -> bool:
+        """Whether autograd shows that the gradient in the log-probs is a constant."""
+        slopes = [
+            _constant_slope(self.problem, self.objective, self.term, log_policy) for log_policy in self.log_policies
+        ]
+        return slopes[0] is not None and slopes[1] is not None and torch.equal(slopes[0], slopes[1])
+
+    @property
+    def by_label(self) -> bool:
+        """Whether autograd shows that each label's loss depends on no other log-prob than those of its two responses.
+
+        A loss that looked at other labels would mix up the weights of a weighted sum of the losses.
+        """
+        if self.term.source not in ("pairs", "unpaired", "candidates"):
+            return False
+        generator = torch.Generator().manual_seed(0)
+        for log_policy in self.log_policies:
+            leaf = log_policy.detach().clone().requires_grad_()
+            given = _labelled(self.problem, self.objective, self.term, leaf)
+            if given is None:
+                return False
+            losses, chosen, rejected = given
+            if not losses.requires_grad:
+                return False
+            weights = torch.rand(losses.shape, generator=generator, dtype=losses.dtype).to(losses)
+            plain = torch.autograd.grad(losses.sum(), (chosen, rejected, leaf), retain_graph=True, allow_unused=True)
+            weighted = torch.autograd.grad((weights * losses).sum(), (chosen, rejected), allow_unused=True)
+            if plain[2] is not None:
+                return False
+            weights = weights.unflatten(-1, (-1, chosen.shape[-1])).unbind(-2)
+            for slope, mixed, weight in zip(plain, weighted, (weights[0], weights[-1]), strict=False):
+                if slope is not None and not torch.allclose(mixed, weight * slope, rtol=SAME_SLOPE, atol=1e-300):
+                    return False
+        return True
+
+
+def _piece(problem: Bandit, objective: Objective, term: Term, probe: Probe) -> Piece:
     if isinstance(term, PairTerm) and term.margin is not None and term.link is not None:
         coefficients = term.margin.coefficients
         if coefficients is not None:
             batch = expectations.pairs(problem, problem.log_reference)
             chosen, rejected = (torch.as_tensor(c, dtype=torch.float64) for c in coefficients(batch))
             if bool((chosen == 1).all() and (rejected == 1).all()):
-                return PairPiece(term, term.link)
-    masses = [
-        _constant_slope(problem, objective, term, log_policy)
-        # A stopped gradient could hide that the slope depends on the policy: it must be the same at another one.
-        for log_policy in (problem.log_reference, (2.0 * problem.log_reference).log_softmax(-1))
-    ]
-    if (
-        masses[0] is not None
-        and masses[1] is not None
-        and torch.equal(masses[0], masses[1])
-        and bool((masses[0] >= 0).all())
-    ):
-        value = _term_value(problem, objective, term, problem.log_reference)
-        return CrossEntropyPiece(masses[0], value + (masses[0] * problem.log_reference).sum((-2, -1)))
-    return OpaquePiece(term)
+                return _pair_piece(problem, term, term.link, batch)
+    if probe.linear:
+        masses = _constant_slope(problem, objective, term, problem.log_reference)
+        if masses is not None and bool((masses >= 0).all()):
+            value = _term_value(problem, objective, term, problem.log_reference)
+            return CrossEntropyPiece(masses, value + (masses * problem.log_reference).sum((-2, -1)))
+    return LabelPiece(term) if probe.by_label else OpaquePiece(term)
+
+
+def _pair_piece(problem: Bandit, term: PairTerm, link: Link, batch: PairBatch) -> PairPiece:
+    """From the batch at the reference policy."""
+    scale, weight = (_per_problem(value, problem) for value in (term.scale, term.weight))
+    difference = batch.chosen_logps - batch.rejected_logps
+    constants = (term.argument(batch) - scale.unsqueeze(-1) * difference).expand(len(problem.reference), -1)
+    weights = weight[:, None, None, None] * problem.label_weights
+    return PairPiece(term, link, scale, weights, _dense(problem, constants))
+
+
+def _per_problem(value: Value, problem: Bandit) -> Tensor:
+    """A hyper-parameter as (1,) or (B,)."""
+    return torch.as_tensor(value, dtype=torch.float64, device=problem.reference.device).reshape(-1)
 
 
 def _constant_slope(problem: Bandit, objective: Objective, term: Term, log_policy: Tensor) -> Tensor | None:
@@ -175,39 +311,109 @@ def _term_value(problem: Bandit, objective: Objective, term: Term, log_policy: T
 def _dense(problem: Bandit, values: Tensor) -> Tensor:
     """(B, N) values of the labels as a table (B, X, A, A) over [winner, loser]."""
     x, winner, loser = problem.shown
-    table = values.new_zeros(values.shape[0], *problem.label_weights.shape[-3:])
-    table[:, x, winner, loser] = values
-    return table
+    actions = problem.actions
+    table = values.new_zeros(len(values), problem.reference.shape[-2] * actions * actions)
+    table.index_copy_(1, (x * actions + winner) * actions + loser, values.contiguous())
+    return table.reshape(len(values), -1, actions, actions)
 
 
 def _laplacian(weights: Tensor) -> Tensor:
     """The matrix sum_ab w_ab (e_a - e_b)(e_a - e_b)^T of a table (..., A, A)."""
-    symmetric = weights + weights.transpose(-1, -2)
-    return torch.diag_embed(symmetric.sum(-1)) - symmetric
+    return symmetric_laplacian(weights + weights.transpose(-1, -2))
 
 
-def _pairs(problem: Bandit, piece: PairPiece, log_policy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = expectations.pairs(problem, log_policy)
-    assert batch.weights is not None
-    weights = per_example(piece.term.weight) * batch.weights
-    scale = per_example(piece.term.scale)
-    argument = piece.term.argument(batch)
-    value = (weights * piece.link.value(argument)).sum(-1)
-    slopes = _dense(problem, weights * scale * piece.link.first(argument))
-    curvatures = _dense(problem, weights * scale**2 * piece.link.second(argument))
-    negative = torch.zeros_like(curvatures) if piece.link.convex else curvatures.clamp(max=0.0)
-    return value, slopes.sum(-1) - slopes.sum(-2), _laplacian(curvatures), _laplacian(negative)
+def symmetric_laplacian(weights: Tensor) -> Tensor:
+    """`_laplacian` of half a symmetric table."""
+    laplacian = -weights
+    laplacian.diagonal(dim1=-2, dim2=-1).add_(weights.sum(-1))
+    return laplacian
+
+
+def _pairs(piece: PairPiece, log_policy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    scale = piece.scale[:, None, None, None]
+    loss, first, second = piece.link.at(piece.argument(log_policy))
+    value = (piece.weights * loss).sum((-3, -2, -1))
+    slopes = piece.weights * scale * first
+    curvatures = piece.weights * scale.square() * second
+    negative = None if piece.link.convex else _laplacian(curvatures.clamp(max=0.0))
+    return value, slopes.sum(-1) - slopes.sum(-2), _laplacian(curvatures), negative
 
 
 def _softmax_covariance(policy: Tensor) -> Tensor:
     """diag(pi) - pi pi^T, its diagonal by way of sums of the other probabilities: exact near a point mass too."""
-    return _laplacian(0.5 * policy.unsqueeze(-1) * policy.unsqueeze(-2))
+    return symmetric_laplacian(policy.unsqueeze(-1) * policy.unsqueeze(-2))
 
 
 def _cross_entropy(piece: CrossEntropyPiece, log_policy: Tensor, policy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total = piece.masses.sum(-1, keepdim=True)
     value = piece.constant - (piece.masses * log_policy).sum((-2, -1))
     return value, total * policy - piece.masses, total.unsqueeze(-1) * _softmax_covariance(policy)
+
+
+def _labelled(
+    problem: Bandit, objective: Objective, term: Term, log_policy: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The losses (B, N), or (B, 2N) of unpaired labels, as a function of fresh leaves: the labels' log-probs, chosen and rejected (B, N).
+
+    None where the source's batch is not made of labels.
+    """
+    batch: Batch = expectations.supplier(objective.name, term.source)(problem, log_policy)
+    x, winner, loser = problem.shown
+    detached = log_policy.detach()
+    chosen, rejected = (detached[:, x, action].requires_grad_() for action in (winner, loser))
+    if isinstance(batch, PairBatch):
+        batch = replace(
+            batch,
+            chosen_logps=chosen,
+            rejected_logps=rejected,
+            chosen_token_logps=chosen.unsqueeze(-1),
+            rejected_token_logps=rejected.unsqueeze(-1),
+        )
+    elif isinstance(batch, UnpairedBatch):
+        batch = replace(batch, logps=torch.cat([chosen, rejected], dim=-1))
+    elif isinstance(batch, CandidateBatch) and problem.rewards is None:
+        batch = replace(batch, logps=torch.stack([chosen, rejected], dim=-1))
+    else:
+        return None
+    losses = term.losses(batch)
+    return losses.expand(batch.shape), chosen, rejected
+
+
+def _labels(
+    problem: Bandit, objective: Objective, piece: LabelPiece, log_policy: Tensor, policy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By autograd label by label, then the chain rule of log-softmax."""
+    given = _labelled(problem, objective, piece.term, log_policy.detach())
+    assert given is not None
+    losses, chosen, rejected = given
+    x, winner, loser = problem.shown
+    weights = _per_problem(piece.term.weight, problem).unsqueeze(-1) * problem.label_weights[:, x, winner, loser]
+    value = (weights * losses.detach().reshape(len(weights), -1, len(x)).sum(1)).sum(-1)
+    leaves = (chosen, rejected)
+    first = _grad(losses.sum(), leaves)
+    by_chosen = _grad(first[0].sum(), leaves)
+    by_rejected = _grad(first[1].sum(), (rejected,))
+    tables = [weights * part.detach() for part in (*first, *by_chosen, *by_rejected)]
+    up, down, chosen_twice, mixed, rejected_twice = (_dense(problem, table) for table in tables)
+    second = mixed + mixed.transpose(-1, -2) + torch.diag_embed(chosen_twice.sum(-1) + rejected_twice.sum(-2))
+    return value, *_chain_rule(up.sum(-1) + down.sum(-2), second, policy)
+
+
+def _grad(value: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients that can be differentiated again; zeros where nothing depends on a leaf."""
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    found = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+    return tuple(torch.zeros_like(leaf) if one is None else one for one, leaf in zip(found, leaves, strict=True))
+
+
+def _chain_rule(first: Tensor, second: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (..., A) and Hessian (..., A, A) in the logits from those in the log-probs, whose Jacobian is 1 - 1 pi^T."""
+    total = first.sum(-1, keepdim=True)
+    rows = second.sum(-1)
+    cross = policy.unsqueeze(-1) * (rows - 0.5 * policy * rows.sum(-1, keepdim=True)).unsqueeze(-2)
+    hessian = second - cross - cross.transpose(-1, -2) - total.unsqueeze(-1) * _softmax_covariance(policy)
+    return first - policy * total, hessian
 
 
 def _opaque(
@@ -231,14 +437,12 @@ def _opaque(
         rows.append(row.flatten(1) if full else row)
     second = torch.stack(rows, dim=-2)
     gradient = first.detach()
+    if not full:
+        return value.detach(), *_chain_rule(gradient, second, policy)
     total = gradient.sum(-1, keepdim=True)
     curvature = total.unsqueeze(-1) * _softmax_covariance(policy)
-    if full:
-        jacobian = _block_diagonal(torch.eye(actions, dtype=policy.dtype, device=policy.device) - policy.unsqueeze(-2))
-        hessian = jacobian.transpose(-1, -2) @ second.unsqueeze(1) @ jacobian - _block_diagonal(curvature)
-    else:
-        jacobian = torch.eye(actions, dtype=policy.dtype, device=policy.device) - policy.unsqueeze(-2)
-        hessian = jacobian.transpose(-1, -2) @ second @ jacobian - curvature
+    jacobian = _block_diagonal(torch.eye(actions, dtype=policy.dtype, device=policy.device) - policy.unsqueeze(-2))
+    hessian = jacobian.transpose(-1, -2) @ second.unsqueeze(1) @ jacobian - _block_diagonal(curvature)
     return value.detach(), gradient - policy * total, hessian
 
 

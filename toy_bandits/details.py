@@ -1,4 +1,4 @@
-"""What a certificate computes only when asked: the rate of a divergence, and the range of KL over the set of minimisers."""
+"""What a certificate computes only when asked: smallest curvature, rate of a divergence, range of KL over the set of minimisers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from objectives import Objective
 from toy_bandits import batching, expectations, linear, metrics
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
-from toy_bandits.newton import minimise
+from toy_bandits.newton import curvature, minimise
 from toy_bandits.problem import Bandit
 from toy_bandits.ratio_sets import RatioSet
 from toy_bandits.recession import known_rates, observed_rates
@@ -22,6 +22,8 @@ from toy_bandits.structure import analyse
 
 CONVERGED, DIVERGES, NOT_UNIQUE = range(3)
 FURTHER_STARTS = 32
+CELLS = 400_000
+"""Size of the tables held at a time."""
 SAME_VALUE = 1e-10
 OBSERVED = 300.0
 """How many nats of the losses' arguments are looked at for a rate that is not known from their tails."""
@@ -39,7 +41,17 @@ class Details:
     direction: Tensor
     dimension: Tensor
     tie: Tensor
+    groups: Tensor
     shape: torch.Size
+
+    @cached_property
+    def curvature(self) -> Any:
+        """Smallest eigenvalue of the scaled Hessian, (...)."""
+        index = torch.arange(len(self.logits), device=self.logits.device)
+        few = max(1, CELLS // self.problem.label_weights[0].numel())
+        return self._plain(
+            torch.cat([curvature(self._function(i)(self.logits[i]), self.groups[i]) for i in torch.split(index, few)])
+        )
 
     @cached_property
     def rate(self) -> tuple[Any, Any]:
@@ -93,12 +105,7 @@ class Details:
         many = torch.zeros(len(starts), dtype=torch.long)
         whole = self._function(index[many])
         bounded = torch.zeros(len(starts), dtype=torch.bool)
-        end = minimise(
-            lambda some: Function(whole.problem.take(some), batching.take(whole.objective, some)),
-            starts,
-            tied.expand_as(starts),
-            bounded,
-        )
+        end = minimise(whole.take, starts, tied.expand_as(starts), bounded)
         value = whole(end.logits).value
         good = end.converged & (value <= value[0] + SAME_VALUE * (1.0 + value[0].abs()))
         return [logits, *end.logits[good].unsqueeze(1)]

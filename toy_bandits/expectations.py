@@ -26,20 +26,31 @@ def lengths(problem: Bandit, log_policy: Tensor) -> Tensor:
 def pairs(problem: Bandit, log_policy: Tensor) -> PairBatch:
     """Every possible label "w beats l in x", with its probability."""
     x, winner, loser = problem.shown
-    tokens = lengths(problem, log_policy)
-    chosen, rejected = log_policy[..., x, winner], log_policy[..., x, loser]
-    ref_chosen, ref_rejected = problem.log_reference[..., x, winner], problem.log_reference[..., x, loser]
-    references = problem.log_references.movedim(-3, -1)
+    flat = [x * problem.actions + action for action in (winner, loser)]
+
+    def both(table: Tensor) -> list[Tensor]:
+        """Winners' and losers' entries of a table (..., X, A)."""
+        return [table.flatten(-2).index_select(-1, index) for index in flat]
+
+    ref_chosen, ref_rejected = both(problem.log_reference)
+    chosen, rejected = (ref_chosen, ref_rejected) if log_policy is problem.log_reference else both(log_policy)
+    if problem.references is None:
+        references = [ref_chosen.unsqueeze(-1), ref_rejected.unsqueeze(-1)]
+    else:
+        references = [labels.movedim(-2, -1) for labels in both(problem.log_references)]
+    ones = torch.ones_like(chosen)
+    tokens = [ones, ones] if problem.lengths is None else both(lengths(problem, log_policy))
+    cells = flat[0] * problem.actions + loser
     return PairBatch(
         chosen_logps=chosen,
         rejected_logps=rejected,
         ref_chosen_logps=ref_chosen,
         ref_rejected_logps=ref_rejected,
-        chosen_lengths=tokens[..., x, winner],
-        rejected_lengths=tokens[..., x, loser],
-        chosen_reference_logps=references[..., x, winner, :],
-        rejected_reference_logps=references[..., x, loser, :],
-        weights=problem.label_weights[..., x, winner, loser],
+        chosen_lengths=tokens[0],
+        rejected_lengths=tokens[1],
+        chosen_reference_logps=references[0],
+        rejected_reference_logps=references[1],
+        weights=problem.label_weights.flatten(-3).index_select(-1, cells),
     )
 
 

@@ -8,11 +8,10 @@ centred: like gradient flow, the iteration never moves a set as a whole.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toy_bandits.derivatives import Derivatives
 
@@ -36,7 +35,8 @@ class Minimum:
     """Where the iteration of each of B problems ended."""
 
     logits: Tensor
-    derivatives: Derivatives
+    value: Tensor
+    gradient_norm: Tensor
     step: Tensor
     """(B, X, A): the next Newton step, had it gone on."""
     drift: Tensor
@@ -45,31 +45,25 @@ class Minimum:
     """(B,): gradient and step within tolerance."""
     escaping: Tensor
     """(B,): the gradient is within tolerance, or the logits left every bound, while the steps stayed long."""
+    curved: Tensor
+    """(B,): proved that the smallest curvature, as `curvature` measures it, is above `FLAT_CURVATURE`."""
     iterations: Tensor
 
     def take(self, index: Tensor) -> Minimum:
         """Those of the problems ``index``."""
-        logits, *derivatives, step, drift, converged, escaping, iterations = (
-            tensor[index] for tensor in self.tensors()
-        )
-        return Minimum(logits, Derivatives(*derivatives), step, drift, converged, escaping, iterations)
+        return Minimum(*(tensor[index] for tensor in self.tensors()))
+
+    def put(self, index: Tensor, part: Minimum) -> None:
+        """Write the problems ``index``, given as a batch of their own."""
+        for target, values in zip(self.tensors(), part.tensors(), strict=True):
+            target[index] = values
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All fields, those of the derivatives included."""
-        return (
-            self.logits,
-            *self.derivatives.tensors(),
-            self.step,
-            self.drift,
-            self.converged,
-            self.escaping,
-            self.iterations,
-        )
+        """All fields."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
-def minimise(
-    evaluate: Callable[[Tensor], Evaluate], start: Tensor, groups: Tensor, bounded: Tensor, *, progress: bool = False
-) -> Minimum:
+def minimise(evaluate: Callable[[Tensor], Evaluate], start: Tensor, groups: Tensor, bounded: Tensor) -> Minimum:
     """Minimise from ``start`` (B, X, A).
 
     Args:
@@ -77,7 +71,6 @@ def minimise(
         start: the first logits.
         groups: (B, X, A) integer labels; the step keeps the mean of the logits of every group.
         bounded: (B,) problems known to have a minimiser, which are followed through gradients of any size.
-        progress: show a bar of the problems done.
     """
     count = start.shape[0]
     active = torch.arange(count, device=start.device)
@@ -91,7 +84,6 @@ def minimise(
     stalled = torch.zeros(count, dtype=torch.long, device=start.device)
     anchor, anchored = start.clone(), torch.zeros(count, dtype=torch.bool, device=start.device)
     end: Minimum | None = None
-    bar = tqdm(total=count, desc="solving", unit="problem", disable=not progress, leave=False)
     for iteration in range(MAX_ITERATIONS + 1):
         size = step.flatten(1).abs().amax(-1)
         spread = 1.0 + centred(logits, labels).flatten(1).abs().amax(-1)
@@ -114,15 +106,18 @@ def minimise(
             which = active[done]
             part = Minimum(
                 logits[done],
-                now.take(done),
+                now.value[done],
+                gradient_norm[done],
                 step[done],
                 logits[done] - anchor[done],
                 converged[done],
                 escaping[done],
+                torch.zeros_like(converged[done]),
                 torch.full_like(which, iteration),
             )
-            end = _store(end, part, which, count)
-            bar.update(len(which))
+            if end is None:
+                end = Minimum(*(values.new_zeros(count, *values.shape[1:]) for values in part.tensors()))
+            end.put(which, part)
             keep = ~done
             if not bool(keep.any()):
                 break
@@ -141,29 +136,7 @@ def minimise(
         step = torch.where(accepted[:, None, None], newton_step(now, labels), step)
         length = torch.where(accepted, 1.0, 0.25 * length)
         best_step = torch.where(accepted, best_step, float("inf"))
-    bar.close()
     assert end is not None
-    return end
-
-
-def _store(end: Minimum | None, part: Minimum, which: Tensor, count: int) -> Minimum:
-    """Write the finished problems ``which`` into the result of all ``count``."""
-
-    def empty(values: Tensor) -> Tensor:
-        return values.new_zeros(count, *values.shape[1:])
-
-    if end is None:
-        end = Minimum(
-            empty(part.logits),
-            Derivatives(*map(empty, part.derivatives.tensors())),
-            empty(part.step),
-            empty(part.drift),
-            empty(part.converged),
-            empty(part.escaping),
-            empty(part.iterations),
-        )
-    for target, values in zip(end.tensors(), part.tensors(), strict=True):
-        target[which] = values
     return end
 
 
@@ -260,6 +233,8 @@ def _absolute(matrix: Tensor, rhs: Tensor) -> Tensor:
 
 def centred(values: Tensor, labels: Tensor) -> Tensor:
     """(..., n) minus the mean of each group."""
+    if not bool(labels.any()):
+        return values - values.mean(-1, keepdim=True)
     zeros = torch.zeros_like(values)
     total = zeros.scatter_add(-1, labels, values)
     size = zeros.scatter_add(-1, labels, torch.ones_like(values))

@@ -45,8 +45,6 @@ class Certificate:
             by one nat per nat; 0 unless the status is "diverges".
         dimension: of the set of minimisers (logits, without the constant per context); 0 where the minimiser is unique.
         minima: distinct minima found from all starts; 1 where the objective is convex.
-        curvature: smallest eigenvalue of the Hessian at the answer, its diagonal scaled to 1, without the
-            directions that are known to be flat.
         newton_step: largest change of a logit that one more Newton step would make.
         iterations: Newton iterations.
         stability: of losses with stop-gradients: the smallest real part of the eigenvalues of the field's true Jacobian, its diagonal
@@ -55,6 +53,8 @@ class Certificate:
         details: computes what follows when it is first asked for.
 
     Further, each (...):
+        curvature: smallest eigenvalue of the Hessian at the answer, its diagonal scaled to 1, without the
+            directions that are known to be flat.
         rate: where the status is "diverges": kappa, with F(t) - inf F ~ C e^(-kappa t) at t nats along ``direction``, from the tails of
             the losses; or as the losses' slopes show it over many nats where their tails are not known (``proved`` is then False);
             inf where they fall faster than any exponential. NaN where unknown, and where the objective has no lower bound.
@@ -68,12 +68,16 @@ class Certificate:
     direction: Tensor
     dimension: Any
     minima: Any
-    curvature: Any
     newton_step: Any
     iterations: Any
     stability: Any
     reason: Any
     details: Details = field(repr=False)
+
+    @property
+    def curvature(self) -> Any:
+        """See the class."""
+        return self.details.curvature
 
     @property
     def rate(self) -> Any:
@@ -141,7 +145,6 @@ class Answer:
     dimension: Tensor
     minima: Tensor
     tie: Tensor  # another minimum is as good
-    curvature: Tensor
     newton_step: Tensor
     iterations: Tensor
     stability: Tensor
@@ -154,7 +157,16 @@ def in_words(reason: Tensor) -> Any:
     return words if reason.ndim else str(words)
 
 
-def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], shape: torch.Size) -> Solution:
+@dataclass
+class TabularAnswer(Answer):
+    """Those of tabular policies."""
+
+    groups: (
+        Tensor  # (B, X, A) labels of the sets of actions that move freely, or stay together where the problem diverges
+    )
+
+
+def assemble(problem: Bandit, objective: Objective, answers: Sequence[TabularAnswer], shape: torch.Size) -> Solution:
     """Pieces joined and given the leading dimensions ``shape``; the objective is the flattened batch's."""
 
     whole = {name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0])}
@@ -177,6 +189,7 @@ def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], s
         direction=whole["direction"],
         dimension=whole["dimension"],
         tie=whole["tie"],
+        groups=whole["groups"],
         shape=shape,
     )
     status = STATUSES[joined("status").cpu().numpy()]
@@ -193,7 +206,6 @@ def assemble(problem: Bandit, objective: Objective, answers: Sequence[Answer], s
             direction=joined("direction"),
             dimension=plain("dimension"),
             minima=plain("minima"),
-            curvature=plain("curvature"),
             newton_step=plain("newton_step"),
             iterations=plain("iterations"),
             stability=plain("stability"),

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
 
+FEW = 32
+"""Number of actions up to which loops over actions beat products of matrices."""
+
 
 @dataclass
 class Structure:
@@ -124,9 +127,13 @@ def _is_zero(slope: float | Tensor) -> Tensor:
 
 
 def closure(edges: Tensor) -> Tensor:
-    """Reflexive transitive closure of boolean tables (..., A, A), by repeated squaring."""
+    """Reflexive transitive closure of boolean tables (..., A, A): by way of one action after another, of many by repeated squaring."""
     actions = edges.shape[-1]
     reach = edges | torch.eye(actions, dtype=torch.bool, device=edges.device)
+    if actions <= FEW:
+        for k in range(actions):
+            reach |= reach[..., :, k : k + 1] & reach[..., k : k + 1, :]
+        return reach
     for _ in range((actions - 1).bit_length()):
         reach = (reach.float() @ reach.float()) > 0
     return reach

@@ -14,7 +14,7 @@ import objectives
 from objectives import PairBatch
 from objectives.terms import Objective, Part, Term
 from toy_bandits import Bandit, solve
-from toy_bandits.derivatives import CrossEntropyPiece, Function, OpaquePiece, PairPiece
+from toy_bandits.derivatives import CrossEntropyPiece, Function, LabelPiece, OpaquePiece, PairPiece
 from toy_bandits.expectations import batches
 
 LABELS = [
@@ -114,9 +114,9 @@ def test_f10_adding_a_constant_to_all_logits_of_a_context_changes_nothing(label:
 
 
 def test_terms_are_recognised_by_their_structure() -> None:
-    objective = objectives.parse(LABELS[-1]) + opaque_objective()
+    objective = objectives.parse(LABELS[-1]) + opaque_objective() + coupled_objective()
     kinds = [type(piece) for piece in Function(random_problem(1), objective).pieces]
-    assert kinds == [PairPiece, CrossEntropyPiece, CrossEntropyPiece, OpaquePiece]
+    assert kinds == [PairPiece, CrossEntropyPiece, CrossEntropyPiece, LabelPiece, OpaquePiece]
 
 
 def test_a_stopped_gradient_is_not_mistaken_for_a_linear_term() -> None:

@@ -64,6 +64,7 @@ class PolicyAnswer(Answer):
 
     parameters: Tensor
     parameter_direction: Tensor
+    curvature: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ class PolicyDetails(Details):
     """The same of a policy with parameters: rates where its divergence is a straight line of logits, KL where it is one number."""
 
     linear: bool
+    lowest: Tensor
+
+    @cached_property
+    def curvature(self) -> Any:
+        """That in the parameters, (...)."""
+        return self._plain(self.lowest)
 
     @classmethod
     def of(
@@ -78,7 +85,9 @@ class PolicyDetails(Details):
     ) -> PolicyDetails:
         """From the fields of a whole batch's answers."""
         own = {f.name: whole[f.name] for f in fields(Details) if f.name in whole}
-        return cls(problem=problem, objective=objective, shape=shape, linear=linear, **own)
+        alone = torch.zeros_like(whole["logits"], dtype=torch.long)  # no actions move freely by themselves
+        lowest = whole["curvature"]
+        return cls(problem=problem, objective=objective, shape=shape, linear=linear, lowest=lowest, groups=alone, **own)
 
     @cached_property
     def rate(self) -> tuple[Any, Any]:
@@ -365,10 +374,7 @@ def assemble(
             details=details(whole),
             stability=plain("stability"),
             reason=in_words(joined("reason")),
-            **{
-                name: plain(name)
-                for name in ("proved", "dimension", "minima", "curvature", "newton_step", "iterations")
-            },
+            **{name: plain(name) for name in ("proved", "dimension", "minima", "newton_step", "iterations")},
         ),
         problem=problem.expand(shape),
         parameters=joined("parameters"),
