@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from objectives import Objective, ObjectiveError
+from objectives import Objective
 from toy_bandits import batching, expectations
 from toy_bandits.certificates import judge, reach
 from toy_bandits.checks import check_losses, named
@@ -131,8 +131,8 @@ def _solve(problem: Bandit, objective: Objective, start: Tensor, starts: int, se
         check_losses(problem.take(one), batching.take(objective, one), log_policy[one])
         function = Function(problem, objective)
         sound = function.finite(start)
-    except (BanditError, ObjectiveError):
-        check_losses(problem, objective, log_policy)
+    except Exception:
+        check_losses(problem, objective, log_policy)  # says where
         raise
     if not sound:
         check_losses(problem, objective, log_policy)
