@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import objectives
 from analysis.records import read_run
 from toy_bandits import diagnostics
 from toy_bandits.__main__ import main
-from toy_bandits.leaderboard import tasks, text
+from toy_bandits.leaderboard import selecting, tasks, text
 from toy_bandits.leaderboard.decomposition import complete, decompose, in_words
 from toy_bandits.leaderboard.selection import (
     at_each_strength,
@@ -31,15 +32,25 @@ def long(rows: list[tuple[str, float, str, float]]) -> pd.DataFrame:
     return frame.assign(reason=np.where(frame["score"].isna(), "unsolved", ""))
 
 
+VALUED = [(0.1, 0.5), (1.0, 0.5), (10.0, 0.4)]
+VALUES = long(
+    [
+        ("dpo", 0.1, "selection", 0.2),
+        ("dpo", 1.0, "selection", 0.7),
+        ("ipo", 0.1, "selection", -0.5),
+        ("ipo", 1.0, "selection", -0.1),
+        ("kto", 0.1, "selection", 0.9),
+    ]
+)
 HAND = long(
     [
-        # dpo: best at 1.0 by its mean (.9 + .5 + .4)/3 = .6 against (.2 + .6 + .4)/3 = .4; `strength` has one score for all strengths
+        # dpo: means (.9 + .5 + .4)/3 = .6 and (.2 + .6 + .4)/3 = .4; `strength` has one score for all strengths
         ("dpo", 0.1, "determinism", 0.2),
         ("dpo", 0.1, "noise", 0.6),
         ("dpo", 1.0, "determinism", 0.9),
         ("dpo", 1.0, "noise", 0.5),
         ("dpo", NAN, "strength", 0.4),
-        # ipo: a higher mean at 0.1, but a score is missing there, so 1.0 it is
+        # ipo: a score is missing at 0.1
         ("ipo", 0.1, "determinism", 1.0),
         ("ipo", 0.1, "noise", NAN),
         ("ipo", 1.0, "determinism", 0.3),
@@ -57,17 +68,17 @@ HAND = long(
 )
 
 
-def test_the_best_strength_has_fewest_missing_scores_then_the_highest_mean() -> None:
-    board = leaderboard(at_each_strength(HAND), {})
+def test_the_strength_is_the_one_of_the_largest_value_whatever_the_scores_are() -> None:
+    board = leaderboard(at_each_strength(HAND), VALUES, {})
     assert board.index.tolist() == ["dpo", "sft", "ipo"]
     assert board.loc["dpo", ["best_strength", "mean", "missing"]].tolist() == pytest.approx([1.0, 0.6, 0])
     assert board.loc["ipo", ["best_strength", "mean", "missing"]].tolist() == pytest.approx([1.0, 0.3, 0])
     assert board.loc["dpo", ["determinism", "noise", "strength"]].tolist() == [0.9, 0.5, 0.4]
-    assert without_scores(HAND) == {"kto": "unsolved"}
+    assert without_scores(HAND, VALUES) == {"kto": "unsolved"}
 
 
 def test_sensitivity_is_the_range_of_the_mean_over_the_strengths() -> None:
-    board = leaderboard(at_each_strength(HAND), {})
+    board = leaderboard(at_each_strength(HAND), VALUES, {})
     assert board.loc["dpo", "sensitivity"] == pytest.approx(0.6 - 0.4)
     # ipo's noise is missing at one strength: without it the means are (1 + .3)/2 and (.3 + .3)/2
     assert board.loc["ipo", "sensitivity"] == pytest.approx(0.35)
@@ -75,7 +86,7 @@ def test_sensitivity_is_the_range_of_the_mean_over_the_strengths() -> None:
 
 
 def test_a_missing_score_is_never_zero_and_says_what_it_could_change() -> None:
-    board = leaderboard(at_each_strength(HAND), {})
+    board = leaderboard(at_each_strength(HAND), VALUES, {})
     row = board.loc["sft"]
     assert (row["mean"], row["missing"]) == (pytest.approx(0.6), 1)
     assert (row["lowest"], row["highest"]) == pytest.approx((0.4, 2.2 / 3))
@@ -85,7 +96,7 @@ def test_a_missing_score_is_never_zero_and_says_what_it_could_change() -> None:
 
 def test_equal_means_share_a_place() -> None:
     assert places([0.9, 0.7, 0.7 - 1e-12, 0.5]) == [1, 2, 2, 4]
-    board = leaderboard(at_each_strength(HAND), {})
+    board = leaderboard(at_each_strength(HAND), VALUES, {})
     assert board["place"].to_dict() == {"dpo": 1, "sft": 1, "ipo": 3}
     page = text.leaderboard(board, missing_scores(HAND, board), {"kto": "unsolved"}, 2, "x.png", "made")
     assert "Ties: place 1: `dpo`, `sft`." in page
@@ -94,9 +105,29 @@ def test_equal_means_share_a_place() -> None:
 
 def test_of_strengths_with_equal_means_the_one_that_holds_most_is_taken() -> None:
     frame = long([("a", 0.1, "noise", 0.5), ("a", 1.0, "noise", 0.5), ("a", 10.0, "noise", 0.4)])
-    scores = at_each_strength(frame)
-    assert leaderboard(scores, {"a": True}).loc["a", "best_strength"] == 1.0
-    assert leaderboard(scores, {"a": False}).loc["a", "best_strength"] == 0.1
+    scores, values = at_each_strength(frame), long([("a", s, "selection", v) for s, v in VALUED])
+    assert leaderboard(scores, values, {"a": True}).loc["a", "best_strength"] == 1.0
+    assert leaderboard(scores, values, {"a": False}).loc["a", "best_strength"] == 0.1
+
+
+def test_a_name_without_a_value_at_any_strength_has_no_best_one() -> None:
+    frame = long([("a", 0.1, "noise", 0.5), ("a", 1.0, "noise", 0.5)])
+    values = long([("a", 0.1, "selection", NAN), ("a", 1.0, "selection", NAN)])
+    assert without_scores(frame, values) == {"a": "unsolved"}
+
+
+def test_the_value_of_a_strength_is_the_share_of_what_the_rlhf_optimum_gains() -> None:
+    """dpo under Bradley-Terry is the RLHF optimum of beta * scale, so at the price itself it gains all there is (F1, F2)."""
+    problems = {name: of for name, of in selecting.selection_worlds().items() if name.startswith("noisy")}
+    prices = {name: 0.2 * (of.rewards.max() - of.rewards.min()).item() for name, of in problems.items()}
+    frame = selecting.probe(objectives.get("dpo"), [1e-3, *prices.values(), 1e4])
+    assert len(frame) == 12 * 6
+    assert frame["share"].max() <= 1 + 1e-12
+    for name, price in prices.items():  # labels at temperature 1
+        share = frame[frame["world"] == name].set_index("strength")["share"]
+        assert share[price] == pytest.approx(1.0, abs=1e-9)
+        assert share[1e-3] < 0.7
+        assert share[1e4] == pytest.approx(0.0, abs=1e-2)
 
 
 # Who does the work
@@ -134,7 +165,10 @@ def test_effects_worked_by_hand() -> None:
         {"pair loss": 0.06 / total, "regulariser": 0.36 / total, "interaction": 0.01 / total}
     )
     words = in_words(found, table(values))
-    assert "forward_kl by +0.60 (+0.50 to +0.70 over the pair losses)" in words
+    assert (
+        "the score changes with forward_kl by +0.60 (+0.50 to +0.70 over the pair losses); with chosen_nll by +0.30"
+        in words
+    )
     assert "Best `ipo` + `forward_kl` with 0.95, worst `dpo` with 0.15." in words
 
 
@@ -206,7 +240,7 @@ def test_the_leaderboard_runs_is_killed_and_goes_on(
     board = read_run(tmp_path).table("leaderboard").set_index("name")
     assert sorted(board.index) == ["dpo", "ipo"]
     # Certain labels: dpo's KL does not respond to beta, ipo's responds to tau.
-    assert board.loc["dpo", "best_strength"] in (1e-3, 1e2)
+    assert board.loc["dpo", "best_strength"] in (pytest.approx(1e-3), pytest.approx(1e2))
     assert board.loc["ipo", "mean"] > board.loc["dpo", "mean"]
     assert (tmp_path / "leaderboard.png").stat().st_size > 10_000
     page = (tmp_path / "leaderboard.md").read_text()

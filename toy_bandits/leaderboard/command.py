@@ -24,7 +24,7 @@ from toy_bandits.errors import BanditError
 from toy_bandits.leaderboard import figures, text
 from toy_bandits.leaderboard.decomposition import complete, decompose
 from toy_bandits.leaderboard.selection import at_each_strength, leaderboard, missing_scores, without_scores
-from toy_bandits.leaderboard.tasks import Task, read, run, tasks_of
+from toy_bandits.leaderboard.tasks import SELECTION, Task, read, run, tasks_of
 
 LOSSES = ("dpo", "cdpo", "ipo", "exo_pref", "maxpo(beta=0)", "simpo")
 REGULARISERS = (NONE, "forward_kl", "chosen_nll", "reverse_kl")
@@ -90,13 +90,14 @@ def _leaderboard(chosen: argparse.Namespace) -> int:
         for name, strength in declared.items()
         for task in tasks_of(name, _strengths(strength, chosen.strengths), _only(chosen))
     ]
-    frame = _scores(tasks, chosen)
-    left_out = without_scores(frame)
+    everything = _scores(tasks, chosen)
+    choices, frame = (everything[(everything["diagnostic"] == SELECTION) == of] for of in (True, False))
+    left_out = without_scores(frame, choices)
     scored = frame[~frame["name"].isin(list(left_out))]
     if scored.empty:
         raise BanditError("no objective has a score: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
     rising = {name: strength is None or strength.rising for name, strength in declared.items()}
-    board = leaderboard(at_each_strength(scored), rising)
+    board = leaderboard(at_each_strength(scored), choices, rising)
     command = _command("leaderboard", chosen.names, strengths=chosen.strengths, only=chosen.only)
     page = text.leaderboard(
         board, missing_scores(scored, board), left_out, chosen.strengths, "leaderboard.png", command
@@ -105,13 +106,13 @@ def _leaderboard(chosen: argparse.Namespace) -> int:
         chosen.out,
         "leaderboard",
         {"names": names, "strengths": chosen.strengths, "diagnostics": _only(chosen)},
-        {"results": frame, "leaderboard": board.reset_index()},
+        {"results": everything, "leaderboard": board.reset_index()},
         page,
         {"leaderboard": figures.leaderboard(board, text.row_labels(board))},
     )
     for name, why in left_out.items():
         print(f"not run: {name}: {why}")
-    columns = ["place", "best_strength", "mean", "missing", "sensitivity"]
+    columns = ["place", "best_strength", "value", "mean", "missing", "sensitivity"]
     print(board[columns].to_string(float_format=lambda value: f"{value:.3g}"))
     print(f"leaderboard.md and figures in {chosen.out}")
     return 0
@@ -165,10 +166,10 @@ def _only(chosen: argparse.Namespace) -> list[str]:
     return [name for name in DIAGNOSTICS if not chosen.only or name in chosen.only]
 
 
-def _strengths(strength: Strength | None, count: int) -> list[float | None]:
-    """``count`` values evenly spaced by ratio over the declared range (of one, its middle); None without a strength."""
+def _strengths(strength: Strength | None, count: int) -> list[float]:
+    """``count`` values evenly spaced by ratio over the declared range (of one, its middle); none without a strength."""
     if strength is None:
-        return [None]
+        return []
     low, high = np.log10(strength.low), np.log10(strength.high)
     return [float(10.0**value) for value in (np.linspace(low, high, count) if count > 1 else [0.5 * (low + high)])]
 

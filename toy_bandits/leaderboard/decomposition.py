@@ -79,14 +79,14 @@ def _regularisers(table: pd.DataFrame) -> str:
         return ""
     changes = []
     for name in table.columns.drop("none"):
-        change = table[name] - table["none"]
+        change = (table[name] - table["none"]).round(2) + 0.0  # no -0.00
         if np.ptp(change) < 0.005:
-            changes.append(f"{name} changes the score by {change.mean():+.2f}")
+            changes.append(f"{name} by {change.mean():+.2f}")
         else:
             changes.append(
                 f"{name} by {change.mean():+.2f} ({change.min():+.2f} to {change.max():+.2f} over the pair losses)"
             )
-    return f"Against no regulariser, {'; '.join(changes)}."
+    return f"Against no regulariser the score changes with {'; with '.join(changes)}."
 
 
 def _extremes(table: pd.DataFrame) -> str:

@@ -129,7 +129,7 @@ def _heat(axis: Axes, table: pd.DataFrame, rows: list[str] | None, *, top: bool 
     for (y, x), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else f"{value:.2f}"
         axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color="white" if value > 0.6 else "black")
-    axis.set_xticks(range(table.shape[1]), [str(name).replace("_", " ") for name in table.columns])
+    axis.set_xticks(range(table.shape[1]), [str(name) for name in table.columns])
     axis.tick_params(length=0)
     if top:
         axis.xaxis.tick_top()

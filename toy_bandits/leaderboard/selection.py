@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from toy_bandits.leaderboard import selecting
+
 TIE = 1e-9
-RULE = (
-    "the strength with the fewest missing scores, and of those the one with the highest mean score over the diagnostics "
-    "(of equals, the one that holds the policy most)"
-)
 
 
 def at_each_strength(frame: pd.DataFrame) -> pd.DataFrame:
@@ -36,28 +34,29 @@ def at_each_strength(frame: pd.DataFrame) -> pd.DataFrame:
     return scores
 
 
-def leaderboard(scores: pd.DataFrame, rising: dict[str, bool]) -> pd.DataFrame:
-    """One row per name at its best strength (`RULE`), best first.
+def leaderboard(scores: pd.DataFrame, values: pd.DataFrame, rising: dict[str, bool]) -> pd.DataFrame:
+    """One row per name at its best strength, highest mean first.
 
     Args:
         scores: as `at_each_strength` makes it.
+        values: name, strength, score: what the strength is chosen by.
         rising: by name, whether a larger strength holds the policy more; it decides between equals only.
 
     Returns:
-        index ``name``; ``place`` (equal means share one), ``best_strength``, ``mean`` over the scores that are there, ``missing`` how many
-        are not, ``lowest`` and ``highest`` mean if every missing score were 0 or 1, ``sensitivity`` (largest less smallest mean over the
-        strengths, of the diagnostics that have a score at every strength), ``strengths`` tried, then one column per diagnostic.
-        Names without any score are left out: see `without_scores`.
+        index ``name``; ``place`` (equal means share one), ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are
+        there, ``missing`` how many are not, ``lowest`` and ``highest`` mean if every missing score were 0 or 1, ``sensitivity`` (largest
+        less smallest mean over the strengths, of the diagnostics that have a score at every strength), ``strengths`` tried, then one
+        column per diagnostic. Names without any score at it are left out.
     """
     rows = []
     for name, table in scores.groupby(level="name", sort=False):
         table = table.droplevel("name")
-        missing, means = table.isna().sum(axis=1), table.mean(axis=1)
-        if missing.eq(table.shape[1]).all():
-            continue
-        best = _best(table, rising.get(str(name), True))
-        chosen = table.loc[[best]].iloc[0] if not np.isnan(best) else table.iloc[0]
+        by_strength = values[values["name"] == name].set_index("strength")["score"]
+        best = selecting.best(by_strength, rising=rising.get(str(name), True), tie=TIE)
+        chosen = table.iloc[0] if len(table) == 1 else table.loc[[best]].iloc[0]
         lost, count = int(chosen.isna().sum()), table.shape[1]
+        if lost == count:
+            continue
         mean = float(chosen.mean())
         common = table.dropna(axis=1)
         spread = common.mean(axis=1)
@@ -65,12 +64,13 @@ def leaderboard(scores: pd.DataFrame, rising: dict[str, bool]) -> pd.DataFrame:
             {
                 "name": name,
                 "best_strength": best,
+                "value": float(by_strength.get(best, np.nan)),
                 "mean": mean,
                 "missing": lost,
                 "lowest": mean * (count - lost) / count,
                 "highest": (mean * (count - lost) + lost) / count,
                 "sensitivity": float(spread.max() - spread.min()) if len(table) > 1 and common.shape[1] else np.nan,
-                "strengths": len(means),
+                "strengths": len(table),
                 **chosen.to_dict(),
             }
         )
@@ -79,14 +79,6 @@ def leaderboard(scores: pd.DataFrame, rising: dict[str, bool]) -> pd.DataFrame:
     made = made.assign(rank=rank).sort_values(["rank", "name"], ignore_index=True).drop(columns="rank")
     made.insert(0, "place", places(made["mean"].to_numpy()))
     return made.set_index("name")
-
-
-def _best(table: pd.DataFrame, rising: bool) -> float:
-    """The strength that the rule picks; NaN where there is none to pick."""
-    missing = table.isna().sum(axis=1)
-    complete = table[missing == missing.min()].mean(axis=1)
-    equal = complete[complete >= complete.max() - TIE].index
-    return float(equal.max() if rising else equal.min())
 
 
 def places(means: Sequence[float] | np.ndarray) -> list[int]:
@@ -106,12 +98,17 @@ def range_of_places(board: pd.DataFrame, name: str) -> tuple[int, int]:
     return first, last
 
 
-def without_scores(frame: pd.DataFrame) -> dict[str, str]:
-    """Names that have no score at all, and why: the reasons given, each once."""
+def without_scores(frame: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:
+    """Names that have no score at all, or no strength chosen, and why: the first reason given, and how many others there are."""
     found = {}
     for name, mine in frame.groupby("name", sort=False):
-        if mine["score"].isna().all():
-            found[str(name)] = "; ".join(dict.fromkeys(str(reason) for reason in mine["reason"] if reason))
+        choice = values[values["name"] == name]
+        lacking = next((rows for rows in (mine, choice) if len(rows) and rows["score"].isna().all()), None)
+        if lacking is not None:
+            reasons = list(dict.fromkeys(str(reason) for reason in lacking["reason"] if reason))
+            found[str(name)] = (reasons or ["no score"])[0] + (
+                f" (and {len(reasons) - 1} more reasons)" if reasons[1:] else ""
+            )
     return found
 
 

@@ -21,8 +21,14 @@ from toy_bandits import diagnostics
 from toy_bandits.diagnostics import DIAGNOSTICS
 from toy_bandits.diagnostics.base import no_score
 from toy_bandits.errors import BanditError
+from toy_bandits.expectations import SUPPLIERS
+from toy_bandits.leaderboard import selecting
+from toy_bandits.leaderboard.selecting import RULE
 from toy_bandits.profile.measuring import identity, slug
+from toy_bandits.solution import UNSOLVED
 
+SELECTION = "selection"
+"""Stands for a diagnostic in the rows that the strength is chosen by."""
 COLUMNS = ("name", "strength", "diagnostic", "score", "problems", "unsolved", "reason")
 
 
@@ -34,11 +40,13 @@ class Task:
         name: as asked for, a label that `objectives.parse` reads.
         strength: the value of the hyper-parameter that is its strength; None: as the label has it.
         diagnostics: ids.
+        candidates: strengths among which the best is to be chosen.
     """
 
     name: str
     strength: float | None
     diagnostics: tuple[str, ...]
+    candidates: tuple[float, ...] = ()
 
     @property
     def objective(self) -> Objective:
@@ -49,7 +57,8 @@ class Task:
     @property
     def config(self) -> dict[str, Any]:
         """What the scores depend on, the code included."""
-        return {"scores": self.name, "diagnostics": self.diagnostics, **identity(self.objective)}
+        about = {"scores": self.name, "diagnostics": self.diagnostics, "candidates": self.candidates}
+        return {**about, "rule": RULE, **identity(self.objective)}
 
     def folder(self, out: Path) -> Path:
         """Where its record lies."""
@@ -80,22 +89,40 @@ class Task:
             except (BanditError, ObjectiveError) as error:
                 score = no_score(str(error))
             yield self.name, strength, name, score.value, score.problems, score.unsolved, score.reason
+        if self.candidates:
+            yield from self._candidate_rows()
+
+    def _candidate_rows(self) -> Iterator[tuple[Any, ...]]:
+        """Of each candidate what it is chosen by, as "diagnostic" `SELECTION`."""
+        try:
+            missing = [term.source for term in self.objective.terms if term.source not in SUPPLIERS]
+            if missing:
+                raise BanditError(f"needs {' and '.join(missing)}, which a bandit does not have")
+            frame = selecting.probe(self.objective, self.candidates)
+        except (BanditError, ObjectiveError) as error:
+            for strength in self.candidates:
+                yield self.name, strength, SELECTION, math.nan, 0, 0, str(error)
+            return
+        for strength in self.candidates:
+            rows = frame[frame["strength"] == strength]
+            unsolved = int((rows["status"] == UNSOLVED).sum())
+            yield self.name, strength, SELECTION, float(rows["share"].mean()), len(rows), unsolved, ""
 
 
-def tasks_of(name: str, strengths: Sequence[float | None], only: Sequence[str]) -> list[Task]:
-    """The tasks of one objective: what depends on the strength at each of them, what sweeps it by itself once.
+def tasks_of(name: str, strengths: Sequence[float], only: Sequence[str]) -> list[Task]:
+    """The tasks of one objective: what depends on the strength at each of them; what sweeps it by itself, and the choice, once.
 
     Args:
         name: a label.
-        strengths: values, or None for the label's own.
+        strengths: values; none where the objective has no strength.
         only: ids of diagnostics.
     """
+    if not strengths:
+        return [Task(name, None, tuple(only))]
     sweeping = tuple(one for one in only if DIAGNOSTICS[one].needs_strength)
     others = tuple(one for one in only if one not in sweeping)
-    if list(strengths) == [None]:
-        return [Task(name, None, tuple(only))]
-    found = [Task(name, None, sweeping)] if sweeping else []
-    return found + ([Task(name, strength, others) for strength in strengths] if others else [])
+    once = Task(name, None, sweeping, tuple(strengths))
+    return [once, *(Task(name, strength, others) for strength in strengths if others)]
 
 
 def run(

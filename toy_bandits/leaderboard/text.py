@@ -11,7 +11,8 @@ from tabulate import tabulate
 import objectives
 from toy_bandits.diagnostics import DIAGNOSTICS
 from toy_bandits.leaderboard.decomposition import MOST, Decomposition, in_words
-from toy_bandits.leaderboard.selection import RULE, range_of_places
+from toy_bandits.leaderboard.selecting import RULE
+from toy_bandits.leaderboard.selection import range_of_places
 
 
 def named(label: str) -> str:
@@ -60,9 +61,24 @@ def leaderboard(
             if strength is None or math.isnan(row["best_strength"])
             else f"{strength.parameter} = {row['best_strength']:.3g}"
         )
-        cells = [place, f"`{name}`", value, f"**{row['mean']:.3f}**", _number(row["sensitivity"])]
+        cells = [
+            place,
+            f"`{name}`",
+            value,
+            _number(row["value"]),
+            f"**{row['mean']:.3f}**",
+            _number(row["sensitivity"]),
+        ]
         rows.append([*cells, *(_number(row[each]) for each in ids)])
-    heads = ["place", "objective", "best strength", "mean", "sensitivity", *(DIAGNOSTICS[each].label for each in ids)]
+    heads = [
+        "place",
+        "objective",
+        "best strength",
+        "value",
+        "mean",
+        "sensitivity",
+        *(DIAGNOSTICS[each].label for each in ids),
+    ]
     equal = board["place"][board["place"].duplicated(keep=False)]
     ties = [f"place {place}: {', '.join(f'`{name}`' for name in of.index)}" for place, of in equal.groupby(equal)]
     parts = [
@@ -72,8 +88,8 @@ def leaderboard(
         f"1 is the better end of every score.",
         f"![Scores of all objectives]({picture})",
         f"**How the strength is chosen.** Each objective that has a strength gets the same budget: {tried} values, evenly spaced by ratio "
-        f"over the range that it declares; the other hyper-parameters keep their defaults. Chosen is {RULE}. The scores shown are those "
-        f"that it was chosen by, so the mean is the best of {tried}, for every objective alike.",
+        f"over the range that it declares; the other hyper-parameters keep their defaults. Chosen is, {RULE}. That value, 1 at most, "
+        "is the column `value`; a strength that was not solved counts with the best policy found.",
         "**Sensitivity** is the range of the mean over the strengths tried: how much is lost by choosing badly. A diagnostic that "
         "sweeps the strength by itself has one score for all strengths.",
         "The mean weighs all diagnostics alike; they are not alike in importance to everyone, and a policy that never leaves the "
@@ -110,8 +126,8 @@ def factorial(
         "# Pair loss or regulariser: which does the work?",
         f"<!-- Made by `{command}`. -->",
         "Every pair loss with every regulariser, scored by every diagnostic, exactly. Each table of scores is taken apart into a mean, an "
-        "effect of the pair loss, an effect of the regulariser, and what is left (interaction). Nothing in a cell is estimated, so none "
-        "of these is noise, and their shares of the variation sum to 100 %.",
+        "effect of the pair loss, an effect of the regulariser, and what is left (interaction). All cells are solved exactly and see the "
+        "same data sets where data are drawn; the shares of the variation sum to 100 %.",
         f"![Shares of the variation]({pictures[1]})",
         _overall(found),
         "## By diagnostic",
