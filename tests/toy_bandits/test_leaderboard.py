@@ -17,6 +17,7 @@ from toy_bandits.leaderboard import selecting, tasks, text
 from toy_bandits.leaderboard.decomposition import complete, decompose, in_words
 from toy_bandits.leaderboard.selection import (
     at_each_strength,
+    inapplicable,
     leaderboard,
     missing_scores,
     places,
@@ -29,7 +30,7 @@ NAN = math.nan
 
 def long(rows: list[tuple[str, float, str, float]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["name", "strength", "diagnostic", "score"])
-    return frame.assign(reason=np.where(frame["score"].isna(), "unsolved", ""))
+    return frame.assign(reason=np.where(frame["score"].isna(), "unsolved", ""), applies=True)
 
 
 VALUED = [(0.1, 0.5), (1.0, 0.5), (10.0, 0.4)]
@@ -94,11 +95,26 @@ def test_a_missing_score_is_never_zero_and_says_what_it_could_change() -> None:
     assert missing_scores(HAND, board) == [("sft", "strength", "unsolved")]
 
 
+def test_what_does_not_apply_is_in_no_mean_and_not_missing() -> None:
+    frame = HAND.assign(applies=~((HAND["name"] == "sft") & (HAND["diagnostic"] == "strength")))
+    without = inapplicable(frame)
+    assert without == {"sft": {"strength": "unsolved"}}
+    board = leaderboard(at_each_strength(frame), VALUES, {}, {name: list(of) for name, of in without.items()})
+    row = board.loc["sft"]
+    assert (row["mean"], row["count"], row["missing"]) == (pytest.approx(0.6), 2, 0)
+    assert (row["lowest"], row["highest"]) == pytest.approx((0.6, 0.6))
+    assert math.isnan(row["strength"]) and board.loc["dpo", "count"] == 3
+    assert missing_scores(frame, board) == []
+    page = text.leaderboard(board, [], without, {}, 2, "x.png", "made")
+    assert "| n/a" in page and "## Missing scores" not in page
+    assert f"- {diagnostics.get('strength').title}, unsolved: `sft`" in page
+
+
 def test_equal_means_share_a_place() -> None:
     assert places([0.9, 0.7, 0.7 - 1e-12, 0.5]) == [1, 2, 2, 4]
     board = leaderboard(at_each_strength(HAND), VALUES, {})
     assert board["place"].to_dict() == {"dpo": 1, "sft": 1, "ipo": 3}
-    page = text.leaderboard(board, missing_scores(HAND, board), {"kto": "unsolved"}, 2, "x.png", "made")
+    page = text.leaderboard(board, missing_scores(HAND, board), {}, {"kto": "unsolved"}, 2, "x.png", "made")
     assert "Ties: place 1: `dpo`, `sft`." in page
     assert "| 1 (1–2)" in page and "| –" in page and "- `kto`: unsolved" in page
 

@@ -46,6 +46,7 @@ class Diagnostic:
         probe: solves the objective in the diagnostic's worlds; one row per problem, with a column ``status``.
         score: from the rows of such a table that were solved, a number in [0, 1], or NaN where they do not tell.
         needs_strength: the probe sweeps the objective's strength.
+        needs_samples: it asks what samples of the reference do, so it applies only to objectives that take some.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Diagnostic:
     probe: Callable[[Objective], pd.DataFrame]
     score: Callable[[pd.DataFrame], float]
     needs_strength: bool = False
+    needs_samples: bool = False
 
     @property
     def why(self) -> str:
@@ -78,6 +80,7 @@ class Score:
         low, high: a 95 % interval over data sets; NaN where the probe draws none, since its rows are exact.
         problems, unsolved: how many problems the probe had, and how many of them ended "unsolved" and were left out.
         reason: why there is no score, or empty.
+        applies: false where the question does not arise for the objective, so that nothing is missing.
     """
 
     value: float
@@ -86,11 +89,12 @@ class Score:
     problems: int = 0
     unsolved: int = 0
     reason: str = ""
+    applies: bool = True
 
 
-def no_score(reason: str) -> Score:
-    """The score of an objective that cannot be run: none, never 0."""
-    return Score(float("nan"), reason=reason)
+def no_score(reason: str, *, applies: bool = True) -> Score:
+    """None, never 0, and why; ``applies`` as in `Score`."""
+    return Score(float("nan"), reason=reason, applies=applies)
 
 
 def score(diagnostic: Diagnostic, frame: pd.DataFrame, *, interval: bool = True) -> Score:
@@ -137,6 +141,8 @@ def refusal(diagnostic: Diagnostic, objective: Objective) -> str:
         return f"needs {' and '.join(dict.fromkeys(missing))}, which a bandit does not have"
     if diagnostic.needs_strength and objective.strength is None:
         return "has no hyper-parameter that is its strength"
+    if diagnostic.needs_samples and "reference_samples" not in {term.source for term in objective.terms}:
+        return "takes no reference samples"
     return ""
 
 
@@ -150,13 +156,13 @@ def measure(
     """
     reason = refusal(diagnostic, objective)
     if reason:
-        return None, no_score(reason)
+        return None, no_score(reason, applies=False)
     try:
         frame = diagnostic.probe(objective)
     except ObjectiveError as error:
         if "references" not in objective.needs:
             raise
-        return None, no_score(str(error))  # an objective of several references in a world of one
+        return None, no_score(str(error), applies=False)  # an objective of several references in a world of one
     return frame, score(diagnostic, frame, interval=interval)
 
 

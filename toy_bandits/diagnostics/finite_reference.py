@@ -1,7 +1,7 @@
 """A penalty that sees the reference through 4 to 1,024 of its samples, many data sets: what is lost against the whole reference?
 
 With N samples the regulariser is the cross entropy to their empirical distribution: an action that was never sampled has nothing that
-holds it (F11). An objective that takes the reference from a model, or takes none, loses nothing here.
+holds it (F11). The question does not arise for an objective that takes no samples of the reference, as most do: no score.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pandas as pd
 from objectives import Objective
 from toy_bandits import worlds
 from toy_bandits.diagnostics.base import DATA_SET, Case, Diagnostic, answers
+from toy_bandits.solution import UNSOLVED
 
 WORLDS = tuple(f"finite_reference/{number}" for number in range(5))
 
@@ -30,7 +31,10 @@ def probe(objective: Objective) -> pd.DataFrame:
     whole, *drawn = answers(objective, cases)
     return pd.concat(
         [
-            answer.rows(apart=0.5 * (answer.log_policy.exp() - whole.log_policy.exp()).abs().sum((-2, -1)))
+            answer.rows(
+                apart=0.5 * (answer.log_policy.exp() - whole.log_policy.exp()).abs().sum((-2, -1)),
+                status=np.where(whole.status == UNSOLVED, UNSOLVED, answer.status),
+            )
             for answer in drawn
         ],
         ignore_index=True,
@@ -54,4 +58,5 @@ DIAGNOSTIC = Diagnostic(
     facts=("F11", "C9"),
     probe=probe,
     score=score,
+    needs_samples=True,
 )

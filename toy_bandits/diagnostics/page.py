@@ -14,7 +14,8 @@ tidy table; its score reads that table alone and lies in [0, 1], 1 the better en
 all and draws the card; [Exact bandits](bandits.md) has examples.
 
 - Scores are of the hyper-parameters given. Only the response to strength sweeps the strength, over the range that the objective declares.
-- There is no score, never 0, where an objective needs what a bandit cannot give, and the card says what that is.
+- There is no score, never 0 or 1, where the question does not arise (an objective without samples of the reference, or without a
+  strength) or where an objective needs what a bandit cannot give. Radar and table leave a gap, and the card says why.
 - Problems that the solver leaves "unsolved" are left out and counted; with more than {MOST_UNSOLVED:.0%} of them there is no score.
 - Where a probe draws data sets, the score has a {CONFIDENCE:.0%} interval: percentile bootstrap over data sets, {RESAMPLES} resamples
   (`scipy.stats.bootstrap`). The others are exact and have none.

@@ -12,7 +12,7 @@ import torch
 from objectives import Objective
 from toy_bandits import worlds
 from toy_bandits.diagnostics.base import Case, Diagnostic, answers
-from toy_bandits.solution import DIVERGES
+from toy_bandits.solution import DIVERGES, UNSOLVED
 
 WORLDS = tuple(f"partial_support/{number}" for number in range(7))
 STARTS, SCALE = 8, 2.0
@@ -21,7 +21,8 @@ NOTHING = -30.0
 
 
 def probe(objective: Objective) -> pd.DataFrame:
-    """One row per (world, start); ``log_apart`` is the largest difference between two starts' log-probs of one action."""
+    """One row per (world, start); ``log_apart`` is the largest difference between the log-probs of one action
+    from two starts that were solved."""
     cases = []
     for world_id in WORLDS:
         world = worlds.get(world_id)
@@ -33,8 +34,10 @@ def probe(objective: Objective) -> pd.DataFrame:
         cases.append(Case(world_id, world.problem.expand((STARTS,)), world.truth, start, columns=columns))
     frames = []
     for answer in answers(objective, cases):
+        solved = torch.as_tensor(answer.status != UNSOLVED)[:, None, None]
         logs = answer.log_policy.clamp(min=NOTHING)
-        frames.append(answer.rows(log_apart=(logs.amax(0) - logs.amin(0)).amax()))
+        highest, lowest = torch.where(solved, logs, -torch.inf).amax(0), torch.where(solved, logs, torch.inf).amin(0)
+        frames.append(answer.rows(log_apart=(highest - lowest).amax()))
     return pd.concat(frames, ignore_index=True)
 
 

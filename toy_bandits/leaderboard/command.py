@@ -23,7 +23,13 @@ from toy_bandits.diagnostics import DIAGNOSTICS
 from toy_bandits.errors import BanditError
 from toy_bandits.leaderboard import figures, text
 from toy_bandits.leaderboard.decomposition import complete, decompose
-from toy_bandits.leaderboard.selection import at_each_strength, leaderboard, missing_scores, without_scores
+from toy_bandits.leaderboard.selection import (
+    at_each_strength,
+    inapplicable,
+    leaderboard,
+    missing_scores,
+    without_scores,
+)
 from toy_bandits.leaderboard.tasks import SELECTION, Task, read, run, tasks_of
 
 LOSSES = ("dpo", "cdpo", "ipo", "exo_pref", "maxpo(beta=0)", "simpo")
@@ -97,10 +103,11 @@ def _leaderboard(chosen: argparse.Namespace) -> int:
     if scored.empty:
         raise BanditError("no objective has a score: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
     rising = {name: strength is None or strength.rising for name, strength in declared.items()}
-    board = leaderboard(at_each_strength(scored), choices, rising)
+    without = inapplicable(scored)
+    board = leaderboard(at_each_strength(scored), choices, rising, {name: list(of) for name, of in without.items()})
     command = _command("leaderboard", chosen.names, strengths=chosen.strengths, only=chosen.only)
     page = text.leaderboard(
-        board, missing_scores(scored, board), left_out, chosen.strengths, "leaderboard.png", command
+        board, missing_scores(scored, board), without, left_out, chosen.strengths, "leaderboard.png", command
     )
     _write(
         chosen.out,

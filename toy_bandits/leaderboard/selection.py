@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -34,23 +34,42 @@ def at_each_strength(frame: pd.DataFrame) -> pd.DataFrame:
     return scores
 
 
-def leaderboard(scores: pd.DataFrame, values: pd.DataFrame, rising: dict[str, bool]) -> pd.DataFrame:
+def inapplicable(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """By name, the diagnostics whose question does not arise for it, and why: nothing is missing there.
+
+    Args:
+        frame: name, diagnostic, reason, applies.
+    """
+    none = frame[~frame["applies"].astype(bool)]
+    return {
+        str(name): dict(zip(of["diagnostic"], of["reason"], strict=True))
+        for name, of in none.groupby("name", sort=False)
+    }
+
+
+def leaderboard(
+    scores: pd.DataFrame,
+    values: pd.DataFrame,
+    rising: dict[str, bool],
+    without: Mapping[str, Sequence[str]] | None = None,
+) -> pd.DataFrame:
     """One row per name at its best strength, highest mean first.
 
     Args:
         scores: as `at_each_strength` makes it.
         values: name, strength, score: what the strength is chosen by.
         rising: by name, whether a larger strength holds the policy more; it decides between equals only.
+        without: as `inapplicable` makes it; such a score is in no mean and is not missing.
 
     Returns:
         index ``name``; ``place`` (equal means share one), ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are
-        there, ``missing`` how many are not, ``lowest`` and ``highest`` mean if every missing score were 0 or 1, ``sensitivity`` (largest
-        less smallest mean over the strengths, of the diagnostics that have a score at every strength), ``strengths`` tried, then one
-        column per diagnostic. Names without any score at it are left out.
+        there, ``count`` how many they are, ``missing`` how many are not though they should, ``lowest`` and ``highest`` mean if every
+        missing score were 0 or 1, ``sensitivity`` (largest less smallest mean over the strengths, of the diagnostics that have a score at
+        every strength), ``strengths`` tried, then one column per diagnostic. Names without any score at it are left out.
     """
     rows = []
     for name, table in scores.groupby(level="name", sort=False):
-        table = table.droplevel("name")
+        table = table.droplevel("name").drop(columns=list((without or {}).get(str(name), ())))
         by_strength = values[values["name"] == name].set_index("strength")["score"]
         best = selecting.best(by_strength, rising=rising.get(str(name), True), tie=TIE)
         chosen = table.iloc[0] if len(table) == 1 else table.loc[[best]].iloc[0]
@@ -66,6 +85,7 @@ def leaderboard(scores: pd.DataFrame, values: pd.DataFrame, rising: dict[str, bo
                 "best_strength": best,
                 "value": float(by_strength.get(best, np.nan)),
                 "mean": mean,
+                "count": count - lost,
                 "missing": lost,
                 "lowest": mean * (count - lost) / count,
                 "highest": (mean * (count - lost) + lost) / count,
@@ -74,7 +94,8 @@ def leaderboard(scores: pd.DataFrame, values: pd.DataFrame, rising: dict[str, bo
                 **chosen.to_dict(),
             }
         )
-    made = pd.DataFrame(rows)
+    heads = [key for key in rows[0] if key not in scores]
+    made = pd.DataFrame(rows, columns=[*heads, *scores.columns])
     rank = made["mean"].div(TIE).round().mul(-1.0)  # equal means by name, not by their last digit
     made = made.assign(rank=rank).sort_values(["rank", "name"], ignore_index=True).drop(columns="rank")
     made.insert(0, "place", places(made["mean"].to_numpy()))
@@ -113,8 +134,9 @@ def without_scores(frame: pd.DataFrame, values: pd.DataFrame) -> dict[str, str]:
 
 
 def missing_scores(frame: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(name, diagnostic, reason) of every score that is missing at the chosen strengths."""
+    """(name, diagnostic, reason) of every score that is missing at the chosen strengths, though the diagnostic applies."""
     found = []
+    frame = frame[frame["applies"].astype(bool)]
     for name, row in chosen.iterrows():
         mine = frame[(frame["name"] == name) & (frame["strength"].isna() | (frame["strength"] == row["best_strength"]))]
         lost = mine[mine["score"].isna()]

@@ -29,7 +29,7 @@ from toy_bandits.solution import UNSOLVED
 
 SELECTION = "selection"
 """Stands for a diagnostic in the rows that the strength is chosen by."""
-COLUMNS = ("name", "strength", "diagnostic", "score", "problems", "unsolved", "reason")
+COLUMNS = ("name", "strength", "diagnostic", "score", "problems", "unsolved", "reason", "applies")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Task:
                 _, score = diagnostics.measure(DIAGNOSTICS[name], self.objective, interval=False)
             except (BanditError, ObjectiveError) as error:
                 score = no_score(str(error))
-            yield self.name, strength, name, score.value, score.problems, score.unsolved, score.reason
+            yield self.name, strength, name, score.value, score.problems, score.unsolved, score.reason, score.applies
         if self.candidates:
             yield from self._candidate_rows()
 
@@ -101,12 +101,12 @@ class Task:
             frame = selecting.probe(self.objective, self.candidates)
         except (BanditError, ObjectiveError) as error:
             for strength in self.candidates:
-                yield self.name, strength, SELECTION, math.nan, 0, 0, str(error)
+                yield self.name, strength, SELECTION, math.nan, 0, 0, str(error), True
             return
         for strength in self.candidates:
             rows = frame[frame["strength"] == strength]
             unsolved = int((rows["status"] == UNSOLVED).sum())
-            yield self.name, strength, SELECTION, float(rows["share"].mean()), len(rows), unsolved, ""
+            yield self.name, strength, SELECTION, float(rows["share"].mean()), len(rows), unsolved, "", True
 
 
 def tasks_of(name: str, strengths: Sequence[float], only: Sequence[str]) -> list[Task]:

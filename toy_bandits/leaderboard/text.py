@@ -34,6 +34,7 @@ def row_labels(board: pd.DataFrame) -> dict[str, str]:
 def leaderboard(
     board: pd.DataFrame,
     missing: Sequence[tuple[str, str, str]],
+    without: Mapping[str, Mapping[str, str]],
     left_out: Mapping[str, str],
     tried: int,
     picture: str,
@@ -44,6 +45,7 @@ def leaderboard(
     Args:
         board: as `selection.leaderboard` makes it.
         missing: (name, diagnostic, reason) of scores that are missing in it.
+        without: by name, the diagnostics that do not apply, and why.
         left_out: names without any score, and why.
         tried: how many strengths each objective that has one was given.
         picture: path of the figure, relative to the page.
@@ -67,18 +69,13 @@ def leaderboard(
             value,
             _number(row["value"]),
             f"**{row['mean']:.3f}**",
+            str(int(row["count"])),
             _number(row["sensitivity"]),
         ]
-        rows.append([*cells, *(_number(row[each]) for each in ids)])
-    heads = [
-        "place",
-        "objective",
-        "best strength",
-        "value",
-        "mean",
-        "sensitivity",
-        *(DIAGNOSTICS[each].label for each in ids),
-    ]
+        shown = ("n/a" if each in without.get(str(name), ()) else _number(row[each]) for each in ids)
+        rows.append([*cells, *shown])
+    heads = ["place", "objective", "best strength", "value", "mean", "scores", "sensitivity"]
+    heads += [DIAGNOSTICS[each].label for each in ids]
     equal = board["place"][board["place"].duplicated(keep=False)]
     ties = [f"place {place}: {', '.join(f'`{name}`' for name in of.index)}" for place, of in equal.groupby(equal)]
     parts = [
@@ -92,7 +89,8 @@ def leaderboard(
         "is the column `value`; a strength that was not solved counts with the best policy found.",
         "**Sensitivity** is the range of the mean over the strengths tried: how much is lost by choosing badly. A diagnostic that "
         "sweeps the strength by itself has one score for all strengths.",
-        "The mean weighs all diagnostics alike; they are not alike in importance to everyone, and a policy that never leaves the "
+        "**Mean** is over the diagnostics that apply (their number is under scores): n/a stands where the question does not arise. "
+        "The mean weighs all of them alike; they are not alike in importance to everyone, and a policy that never leaves the "
         "reference does well in many (see the row of `forward_kl`, a regulariser alone). Read the columns that matter to you.",
         tabulate(rows, heads, tablefmt="pipe", disable_numparse=True),
         "Equal means share a place. " + (f"Ties: {'; '.join(ties)}." if ties else "There are no ties."),
@@ -109,6 +107,13 @@ def leaderboard(
                 disable_numparse=True,
             ),
         ]
+    apart: dict[tuple[str, str], list[str]] = {}
+    for name, of in without.items():
+        for each, reason in of.items():
+            apart.setdefault((each, reason), []).append(f"`{name}`")
+    if apart:
+        lines = [f"- {DIAGNOSTICS[each].title}, {reason}: {', '.join(of)}" for (each, reason), of in apart.items()]
+        parts += ["## Does not apply", "\n".join(lines)]
     if left_out:
         parts += ["## Not run", "\n".join(f"- `{name}`: {reason}" for name, reason in left_out.items())]
     return "\n\n".join(parts) + "\n"
