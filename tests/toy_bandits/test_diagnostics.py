@@ -233,8 +233,10 @@ def test_cycles_cancel_in_least_squares() -> None:
 
 
 def test_samples_of_the_reference_matter_to_those_who_take_them() -> None:
-    """F11: dpo takes none."""
-    assert value("finite_reference", "dpo") == 1.0
+    """F11: dpo takes none, and so has no score."""
+    frame, answer = diagnostics.measure(diagnostics.get("finite_reference"), objectives.get("dpo"))
+    assert frame is None and math.isnan(answer.value) and not answer.applies
+    assert answer.reason == "takes no reference samples"
     frame, answer = diagnostics.measure(diagnostics.get("finite_reference"), objectives.get("maxpo"))
     assert frame is not None
     apart = frame.groupby("samples")["apart"].mean()
