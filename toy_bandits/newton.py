@@ -23,6 +23,8 @@ SMALL = 1e-6
 VANISHED = 1e-30
 """A gradient norm below which an iteration that still takes long steps is on its way to infinity."""
 MAX_ITERATIONS = 1000
+PATIENCE = 200
+"""Iterations with a gradient within tolerance after which steps that are still long count as going to infinity."""
 MAX_SPREAD = 1e10
 SMALLEST_CURVATURE = 1e-12
 FLAT_CURVATURE = 1e-8
@@ -82,6 +84,7 @@ def minimise(evaluate: Callable[[Tensor], Evaluate], start: Tensor, groups: Tens
     radius = torch.full_like(now.value, 10.0)
     best_step = torch.full_like(now.value, float("inf"))
     stalled = torch.zeros(count, dtype=torch.long, device=start.device)
+    waited = torch.zeros_like(stalled)
     anchor, anchored = start.clone(), torch.zeros(count, dtype=torch.bool, device=start.device)
     end: Minimum | None = None
     for iteration in range(MAX_ITERATIONS + 1):
@@ -89,6 +92,7 @@ def minimise(evaluate: Callable[[Tensor], Evaluate], start: Tensor, groups: Tens
         spread = 1.0 + centred(logits, labels).flatten(1).abs().amax(-1)
         gradient_norm = now.gradient.flatten(1).norm(dim=-1)
         small = gradient_norm <= GRADIENT_TOLERANCE
+        waited = torch.where(small, waited + 1, 0)
         newly = ~anchored & (gradient_norm <= SMALL)
         anchor, anchored = torch.where(newly[:, None, None], logits, anchor), anchored | newly
         stalled = torch.where(size < 0.5 * best_step, 0, stalled + 1)
@@ -99,7 +103,9 @@ def minimise(evaluate: Callable[[Tensor], Evaluate], start: Tensor, groups: Tens
         stuck = length * size <= 1e-16 * spread
         converged = (small & tiny) | at_floor | (small & stuck & (size <= 1e-6 * spread))
         escaping = (
-            ~converged & ~bounded & (((gradient_norm <= VANISHED) & ~tiny) | (small & stuck) | (spread > MAX_SPREAD))
+            ~converged
+            & ~bounded
+            & ((((gradient_norm <= VANISHED) | (waited > PATIENCE)) & ~tiny) | (small & stuck) | (spread > MAX_SPREAD))
         )
         done = converged | escaping | stuck | (iteration == MAX_ITERATIONS)
         if bool(done.any()):
@@ -124,7 +130,7 @@ def minimise(evaluate: Callable[[Tensor], Evaluate], start: Tensor, groups: Tens
             active, logits, labels, step = active[keep], logits[keep], labels[keep], step[keep]
             bounded, anchor, anchored = bounded[keep], anchor[keep], anchored[keep]
             now, length, radius = now.take(keep), length[keep], radius[keep]
-            best_step, stalled, size = best_step[keep], stalled[keep], size[keep]
+            best_step, stalled, waited, size = best_step[keep], stalled[keep], waited[keep], size[keep]
             function = evaluate(active)
         length = torch.minimum(length, radius / size)
         trial = logits + length[:, None, None] * step
