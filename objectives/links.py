@@ -38,6 +38,8 @@ class Link:
     ``tail_plus``, ``tail_minus``: the rate kappa at which value(z) - its asymptote ~ C e^(-kappa |z|); NaN where it is unknown or none.
     ``flat_after``: with ``attains_plus``, from which z on the link is constant.
     ``convex``: whether the link is known to be convex; an exact solver then needs one start only.
+    ``falling``: whether the link falls for ever, so that its infimum is the limit at +inf and no argument attains it.
+    ``even_slope``: whether first(-z) = first(z) < 0 everywhere.
     ``shared``: `both` where it is cheaper than one function after the other.
     """
 
@@ -53,6 +55,8 @@ class Link:
     tail_minus: float = math.nan
     flat_after: float = math.inf
     convex: bool = True
+    falling: bool = False
+    even_slope: bool = False
     shared: Callable[[Tensor], tuple[Side, Side]] | None = None
 
     def at(self, z: Tensor) -> Side:
@@ -84,6 +88,7 @@ logistic = Link(
     slope_minus=1.0,
     tail_plus=1.0,
     tail_minus=1.0,
+    falling=True,
     shared=_logistic_both,
 )
 """L(z) = -log s(z): falls for ever, so a pair that always wins pulls its margin to infinity."""
@@ -120,6 +125,8 @@ negative_sigmoid = Link(
     tail_plus=1.0,
     tail_minus=1.0,
     convex=False,
+    falling=True,
+    even_slope=True,
     shared=_negative_sigmoid_both,
 )
 """-s(z): bounded, so any coercive regulariser, however weak, keeps the minimiser finite; not convex for z < 0."""
@@ -134,6 +141,8 @@ error_probability = Link(
     tail_plus=1.0,
     tail_minus=1.0,
     convex=False,
+    falling=True,
+    even_slope=True,
     shared=_error_both,
 )
 """1 - s(z): `negative_sigmoid` lifted to start at 0."""
@@ -168,6 +177,7 @@ exponential = Link(
     slope_plus=0.0,
     slope_minus=math.inf,
     tail_plus=1.0,
+    falling=True,
 )
 """e^-z, continued along its tangent below z = -64."""
 
@@ -187,6 +197,7 @@ savage = Link(
     tail_plus=2.0,
     tail_minus=1.0,
     convex=False,
+    falling=True,
 )
 """1/(1 + e^z)^2: bounded, so a badly wrong pair teaches nothing."""
 

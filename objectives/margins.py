@@ -34,13 +34,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Margin:
-    """``value(batch, objective)`` (..., N); ``coefficients(batch)`` None where the margin is not affine; ``needs`` as in `Term`."""
+    """``value(batch, objective)`` (..., N); ``coefficients(batch)`` None where the margin is not affine; ``needs`` as in `Term`.
+
+    ``separates``: a number k such that the margin tends to +inf whenever the rejected score falls for ever, more than k times as fast as
+    the chosen one (which may stay). For phi(chosen) - phi(rejected), phi increasing with a slope bounded from below on every (-inf, c],
+    k is 1: the margin is the integral of the slope between the two scores. None: not known.
+    """
 
     name: str
     symbol: str
     value: Callable[[PairBatch, str], Tensor]
     coefficients: Callable[[PairBatch], tuple[Value, Value]] | None
     needs: frozenset[str]
+    separates: Value | None = None
+    normalized: bool = False
+    """Whether the scores are divided by the responses' lengths."""
 
 
 def scores(batch: PairBatch, objective: str, *, adjusted: bool, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -66,13 +74,14 @@ def transformed(
     *,
     adjusted: bool = True,
     normalized: bool = False,
+    separates: Value | None = None,
 ) -> Margin:
-    """The margin ``combine(score of the chosen, score of the rejected)``, not affine."""
+    """The margin ``combine(score of the chosen, score of the rejected)``, not affine; ``separates`` as in `Margin`."""
 
     def value(batch: PairBatch, objective: str) -> Tensor:
         return combine(*scores(batch, objective, adjusted=adjusted, normalized=normalized))
 
-    return Margin(name, symbol, value, None, _needs(adjusted, normalized))
+    return Margin(name, symbol, value, None, _needs(adjusted, normalized), separates, normalized)
 
 
 def _difference(name: str, symbol: str, *, adjusted: bool, normalized: bool) -> Margin:
@@ -80,7 +89,8 @@ def _difference(name: str, symbol: str, *, adjusted: bool, normalized: bool) -> 
         chosen, rejected = scores(batch, objective, adjusted=adjusted, normalized=normalized)
         return chosen - rejected
 
-    return Margin(name, symbol, value, _inverse_lengths if normalized else _ones, _needs(adjusted, normalized))
+    coefficients = _inverse_lengths if normalized else _ones
+    return Margin(name, symbol, value, coefficients, _needs(adjusted, normalized), 1.0, normalized)
 
 
 def _ones(batch: PairBatch) -> tuple[Value, Value]:

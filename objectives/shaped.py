@@ -42,7 +42,7 @@ def _difference_of(shape: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tenso
 def chipo(beta: Positive = 0.05, clip: PositiveNumber | None = None) -> Term:
     """chi^2 preference optimisation: DPO with chi^2 and KL regularisation together."""
     margin = margins.transformed(
-        "chi_squared", "(phi(a) - phi(b))", _difference_of(lambda ratio: bounded_exp(ratio) + ratio)
+        "chi_squared", "(phi(a) - phi(b))", _difference_of(lambda ratio: bounded_exp(ratio) + ratio), separates=1.0
     )
     link = links.logistic if clip is None else links.clipped(links.logistic, clip)
     return pair_term("chipo", margin, link, scale=beta)
@@ -75,7 +75,10 @@ def fdpo(
     if divergence == "reverse_kl":
         return pair_term("fdpo", margins.reference_adjusted, links.logistic, scale=beta)
     shapes = {"forward_kl": _alpha_shape(1.0), "js": logsigmoid, "alpha": _alpha_shape(alpha)}
-    margin = margins.transformed(f"f_{divergence}", "(f'(e^a) - f'(e^b))", _difference_of(shapes[divergence]))
+    # Their slopes e^-a, s(-a) and e^(-alpha a) all fall in a: on (-inf, c] they are least at c.
+    margin = margins.transformed(
+        f"f_{divergence}", "(f'(e^a) - f'(e^b))", _difference_of(shapes[divergence]), separates=1.0
+    )
     return pair_term("fdpo", margin, links.logistic, scale=beta)
 
 
@@ -95,9 +98,8 @@ def dpop(beta: Positive = 0.1, lam: NonNegative = 5.0) -> Term:
     def combine(chosen: Tensor, rejected: Tensor) -> Tensor:
         return chosen - rejected - per_example(lam) * positive_part(-chosen)
 
-    return pair_term(
-        "dpop", margins.transformed("positive", "(D - lam max(0, -a))", combine), links.logistic, scale=beta
-    )
+    margin = margins.transformed("positive", "(D - lam max(0, -a))", combine, separates=1.0 + lam)
+    return pair_term("dpop", margin, links.logistic, scale=beta)
 
 
 @register(
@@ -136,7 +138,12 @@ def _log_odds(logp: Tensor) -> Tensor:
 def orpo(lam: NonNegative = 0.1) -> tuple[Term, ...]:
     """Odds-ratio preference optimisation: likelihood of the chosen plus a penalty on the rejected's odds."""
     margin = margins.transformed(
-        "log_odds", "(log odds ratio)", _difference_of(_log_odds), adjusted=False, normalized=True
+        "log_odds",
+        "(log odds ratio)",
+        _difference_of(_log_odds),
+        adjusted=False,
+        normalized=True,
+        separates=1.0,  # slope 1/(1 - e^m)
     )
     return chosen_nll_term(1.0, per_token=True), pair_term("orpo", margin, links.logistic, weight=lam)
 
@@ -161,5 +168,6 @@ def alphapo(beta: Positive = 2.0, gamma: NonNegative = 1.0, alpha: Number = 0.25
         _difference_of(_alpha_shape(alpha)),
         adjusted=False,
         normalized=True,
+        separates=1.0 if not isinstance(alpha, Tensor) and alpha > 0 else None,  # slope e^(-alpha m), m <= 0
     )
     return pair_term("alphapo", margin, links.logistic, scale=beta, offset=gamma)

@@ -16,7 +16,7 @@ from objectives.errors import ObjectiveError
 from objectives.links import Link
 from objectives.margins import Margin
 from objectives.strength import Strength
-from objectives.values import Value
+from objectives.values import Value, stop_gradient
 from objectives.values import per_example as per_example
 
 SOURCES = ("pairs", "reference_samples", "pretraining", "candidates", "unpaired", "rollouts")
@@ -132,6 +132,39 @@ def pair_term(
         offset=offset,
     )
     return term
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedPairTerm(Term):
+    """sg exp(``log_weight``) times the loss of ``pair``: labels count by what the policy itself makes of them, and that carries no
+    gradient.
+
+    ``log_weight(batch)`` (..., N) is the same for both orders of a pair.
+    """
+
+    pair: PairTerm | None = None
+    log_weight: Callable[[PairBatch], Tensor] | None = None
+
+
+def weighted_pair_term(
+    pair: PairTerm, log_weight: Callable[[PairBatch], Tensor], needs: frozenset[str]
+) -> WeightedPairTerm:
+    """The loss of ``pair`` under weights that are held fixed; ``needs`` of the weights."""
+
+    def loss(batch: PairBatch) -> Tensor:
+        return stop_gradient(log_weight(batch).exp()) * pair.loss(batch)
+
+    return WeightedPairTerm(pair.name, "pairs", loss, pair.weight, pair.needs | needs, pair=pair, log_weight=log_weight)
+
+
+@dataclass(frozen=True, eq=False)
+class UnpairedTerm(Term):
+    """Of unpaired labels: ``desirable_weight`` link(t) of the desirable and ``undesirable_weight`` link(-t) of the undesirable, with t
+    rising in the response's own log-ratio and else only in a reference point that is held fixed. The link falls everywhere."""
+
+    link: Link | None = None
+    desirable_weight: Value = 1.0
+    undesirable_weight: Value = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,6 +319,16 @@ class Objective:
                 per_pair = chosen + rejected
             losses.append(per_example(term.weight) * per_pair)
         return sum(losses[1:], start=losses[0])
+
+
+def unweighted(objective: Objective) -> Objective:
+    """The objective with weights of the policy's own making (`WeightedPairTerm`) left out."""
+
+    def plain(part: Part) -> Part:
+        terms = tuple(t.pair if isinstance(t, WeightedPairTerm) and t.pair is not None else t for t in part.terms)
+        return replace(part, terms=terms, rebuild=lambda **values: unweighted(part.rebuild(**values)))
+
+    return Objective(tuple(map(plain, objective.parts)))
 
 
 FROM_PAIRS: dict[str, Callable[[PairBatch], Batch]] = {

@@ -13,7 +13,7 @@ from objectives.batches import PairBatch
 from objectives.domains import Fraction, NonNegative, Positive
 from objectives.margins import Margin
 from objectives.registry import register
-from objectives.terms import Term, pair_term
+from objectives.terms import Term, pair_term, weighted_pair_term
 from objectives.values import per_example, stop_gradient
 
 FAMILY = "token-level"
@@ -133,14 +133,13 @@ def wpo(beta: Positive = 0.01, alignment: Literal["sampled", "none"] = "sampled"
     """Weighted preference optimisation: pairs unlikely under the policy count less, as if sampled from it."""
     aligned = alignment == "sampled"
 
-    def loss(batch: PairBatch) -> Tensor:
-        log_weight = _mean_log_weight(batch, "chosen", aligned) + _mean_log_weight(batch, "rejected", aligned)
-        weight = stop_gradient(log_weight.clamp(max=0.0).exp())
-        margin = margins.reference_adjusted.value(batch, "wpo")
-        return weight * links.logistic.value(per_example(beta) * margin)
+    def log_weight(batch: PairBatch) -> Tensor:
+        chosen, rejected = (_mean_log_weight(batch, side, aligned) for side in SIDES)
+        return (chosen + rejected).clamp(max=0.0)
 
-    needs = {"ref_logps", "token_logps"} | ({"log_collisions"} if aligned else set())
-    return Term("wpo", "pairs", loss, needs=frozenset(needs))
+    needs = {"token_logps"} | ({"log_collisions"} if aligned else set())
+    pair = pair_term("wpo", margins.reference_adjusted, links.logistic, scale=beta)
+    return weighted_pair_term(pair, log_weight, frozenset(needs))
 
 
 def _mean_log_weight(batch: PairBatch, side: str, aligned: bool) -> Tensor:

@@ -9,7 +9,7 @@ from objectives import links
 from objectives.batches import UnpairedBatch
 from objectives.domains import NonNegative, Positive, Real
 from objectives.registry import register
-from objectives.terms import Term
+from objectives.terms import Term, UnpairedTerm
 from objectives.values import Value, per_example, stop_gradient
 
 FAMILY = "unpaired"
@@ -56,7 +56,17 @@ def kto(
         return weight * links.error_probability.value(per_example(beta) * signed)
 
     needs = {"ref_logps", "mismatched_logps"} if z0 is None else {"ref_logps"}
-    return Term("kto", "unpaired", loss, needs=frozenset(needs), coupled=z0 is None, accepts_pairs=z0 is not None)
+    return UnpairedTerm(
+        "kto",
+        "unpaired",
+        loss,
+        needs=frozenset(needs),
+        coupled=z0 is None,
+        accepts_pairs=z0 is not None,
+        link=links.error_probability,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+    )
 
 
 def _reference_point(batch: UnpairedBatch) -> Tensor:
@@ -84,4 +94,12 @@ def bco(beta: Positive = 0.1, delta: Real | None = None) -> Term:
         point: Value = _batch_mean(batch, rewards) if delta is None else per_example(delta)
         return links.logistic.value(torch.where(batch.desirable, rewards - point, point - rewards))
 
-    return Term("bco", "unpaired", loss, needs=frozenset({"ref_logps"}), coupled=delta is None, accepts_pairs=True)
+    return UnpairedTerm(
+        "bco",
+        "unpaired",
+        loss,
+        needs=frozenset({"ref_logps"}),
+        coupled=delta is None,
+        accepts_pairs=True,
+        link=links.logistic,
+    )

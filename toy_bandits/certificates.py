@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toy_bandits.derivatives import Function, PairPiece
-from toy_bandits.newton import FLAT_CURVATURE, Minimum, curvature, flat_moves
+from toy_bandits.newton import FLAT_CURVATURE, Minimum, centred, curvature, flat_moves, minimise
 from toy_bandits.solution import TabularAnswer
 from toy_bandits.structure import Structure
 
@@ -14,6 +14,9 @@ FAR = 1000.0
 """How far, in nats of losses' arguments and of log-probs, divergence is followed: losses are then at their limits to the last digit."""
 ROUNDING = 1e-14
 SAME_SPEED = 0.1
+SAME_VALUE = 1e-12
+STRIDE = 0.3
+"""How far off a curve of minimisers, in nats, its next point is searched for."""
 LONG_DRIFT = 3.0
 
 
@@ -31,11 +34,14 @@ def judge(
         derivatives = function(logits)
         value = torch.where(runs_away, derivatives.value, value)
         gradient_norm = torch.where(runs_away, derivatives.gradient.flatten(1).norm(dim=-1), gradient_norm)
+    value = torch.where(structure.bottomless, -torch.inf, value)
     diverges = structure.diverges | runs_away
     direction = direction + structure.direction
     flat = _flat_directions(function, logits, groups, converged & flat_here)
     flat = flat.clamp(min=structure.unbounded.long())
     dimension = torch.where(diverges, 0, structure.free + flat)
+    # Minima found from other starts lie on the same continuum.
+    minima, tie = torch.where(flat > 0, 1, minima), tie & (flat == 0)
     status = torch.full_like(dimension, 3)
     status = torch.where(converged, torch.where((dimension > 0) | tie, 2, 0), status)
     status = torch.where(diverges, 1, status)
@@ -106,7 +112,11 @@ def _levels(direction: Tensor) -> Tensor:
 
 
 def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: Tensor) -> Tensor:
-    """(B,): along how many moves without curvature the value does not change over a finite distance, one way or both."""
+    """(B,): along how many moves without curvature minimisers go on over a finite distance, one way or both.
+
+    Straight on, where the value stays the same; or along a curve, where Newton's method from a point off it ends at the same value,
+    elsewhere.
+    """
     count = torch.zeros_like(which, dtype=torch.long)
     index = which.nonzero()[:, 0]
     if len(index) == 0:
@@ -120,8 +130,21 @@ def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: 
         if bool(candidates.any()):
             ends = (function(logits + sign * moves[:, number]).value for sign in (-1.0, 1.0))
             same = torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).any(0)
+            for sign in (-1.0, 1.0):
+                bent = (candidates & ~same).nonzero()[:, 0]
+                if len(bent):
+                    off = logits[bent] + sign * STRIDE * moves[bent, number]
+                    same[bent] = _goes_on(function.take(bent), logits[bent], off, groups[index[bent]])
             count[index] += candidates & same
     return count
+
+
+def _goes_on(function: Function, logits: Tensor, off: Tensor, groups: Tensor) -> Tensor:
+    """(B,): whether the minimum near ``off`` is as good as that at ``logits``, and another one."""
+    end = minimise(function.take, off, groups, torch.ones_like(groups[:, 0, 0], dtype=torch.bool))
+    value = function(logits).value
+    apart = centred(end.logits - logits, groups).flatten(1).abs().amax(-1) > 0.5 * STRIDE
+    return end.converged & apart & ((end.value - value).abs() <= SAME_VALUE * (1.0 + value.abs()))
 
 
 def reach(function: Function) -> Tensor:

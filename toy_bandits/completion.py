@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from objectives.values import kinks_as, watched
-from toy_bandits import fields, kinks, linear
+from toy_bandits import fields, following, kinks, linear
 from toy_bandits.derivatives import Function
 from toy_bandits.newton import GRADIENT_TOLERANCE, minimise
+from toy_bandits.restless import never_rests
 from toy_bandits.solution import Answer, TabularAnswer
 
 CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = range(4)
-_, RESTLESS, VANISHED, TOO_LARGE, ABOVE_BOUND, NOT_OPTIMAL, SADDLE, NO_ZERO, UNSTABLE = range(9)
+_, RESTLESS, VANISHED, TOO_LARGE, ABOVE_BOUND, NOT_OPTIMAL, SADDLE = range(7)
 """Indices into `solution.REASONS`."""
 LINEAR_GAP = 1e-9
 
-Smooth = Callable[[Function, Tensor], TabularAnswer]
+Smooth = Callable[[Function, Tensor, int | None], TabularAnswer]
 
 
 def solve_any(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswer:
@@ -27,25 +28,32 @@ def solve_any(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswe
     Args:
         function: of the batch.
         start: logits.
-        smooth: minimises smooth losses.
+        smooth: minimises smooth losses, from so many further starts; None: as many as were asked for.
     """
     with watched() as used:
         _one(function, 0)(start[:1])
-    if "positive_part" in used:
-        with kinks_as(kinks.Smooth(kinks.FIRST)):
-            answer = smooth(Function(function.problem, function.objective), start)
-        if linear.is_linear(function):
-            for index in range(len(start)):
-                _linear(_one(function, index), answer, index, start[index])
-        else:
-            _kinked(function, answer)
+    if start[0].numel() <= fields.LARGEST and ("stop_gradient" in used or following.detached(function)):
+        answer = following.follow(function, start, lambda some, begin: _minimised(some, begin, smooth, used, 0))
     else:
-        answer = smooth(function, start)
-    if "stop_gradient" in used and start[0].numel() <= fields.LARGEST:
-        _followed(function, answer, start)
+        answer = _minimised(function, start, smooth, used, None)
+        nowhere = never_rests(function)[1]  # a function without stationary point attains no infimum
+        answer.proved |= nowhere & (answer.status == DIVERGES)
     unknown = (answer.status == UNSOLVED) & (answer.reason == 0)
     answer.reason[unknown] = torch.where(answer.gradient_norm > GRADIENT_TOLERANCE, RESTLESS, VANISHED)[unknown]
     answer.reason[answer.status != UNSOLVED] = 0
+    return answer
+
+
+def _minimised(function: Function, start: Tensor, smooth: Smooth, used: set[str], starts: int | None) -> TabularAnswer:
+    if "positive_part" not in used:
+        return smooth(function, start, starts)
+    with kinks_as(kinks.Smooth(kinks.FIRST)):
+        answer = smooth(Function(function.problem, function.objective), start, starts)
+    if linear.is_linear(function):
+        for index in range(len(start)):
+            _linear(_one(function, index), answer, index, start[index])
+    else:
+        _kinked(function, answer)
     return answer
 
 
@@ -96,37 +104,6 @@ def _kinked(function: Function, answer: Answer) -> None:
             _put(answer, index, found.logits, found.value, found.residual, found.dimension)
             answer.minima[index] = max(minima, 1)
             answer.proved[index] = function.convex
-
-
-def _followed(function: Function, answer: Answer, start: Tensor) -> None:
-    """Losses with stop-gradients: a stable zero of the field, from ``start`` or else from where smooth minimisation ended."""
-    found = [fields.zero(function, begin) for begin in (start, answer.logits)]
-    value = [function(one.logits).value for one in found]
-    ahead = (fields.field(function, answer.logits) * answer.direction).sum((-2, -1))
-    for index in range(len(start)):
-        # Far along a divergence the field underflows, which is no zero of it.
-        known = found[:1] if answer.status[index] == DIVERGES else found
-        stable = [bool(one.converged[index]) and bool(one.stability[index] > 0) for one in known]
-        if any(stable):
-            which = stable.index(True)
-            one = found[which]
-            minima = int(answer.minima[index])
-            _put(
-                answer,
-                index,
-                one.logits[index],
-                value[which][index].item(),
-                one.norm[index].item(),
-                int(one.dimension[index]),
-            )
-            answer.minima[index] = max(minima, 1)
-        elif answer.status[index] == DIVERGES and ahead[index] <= 0:
-            continue
-        else:
-            answer.status[index] = UNSOLVED
-            answer.reason[index] = UNSTABLE if any(bool(one.converged[index]) for one in known) else NO_ZERO
-        answer.proved[index] = False
-        answer.stability[index] = found[stable.index(True)].stability[index] if any(stable) else torch.nan
 
 
 def _put(answer: Answer, index: int, logits: Tensor, value: float, residual: float, dimension: int) -> None:

@@ -4,6 +4,10 @@ The answer is a zero of that field: the gradient as training sees it, stop-gradi
 continuation (Kelley and Keyes 1998): implicit Euler steps of the flow d theta / dt = -G(theta), of a length that grows as G shrinks, so
 that the iteration first follows training and ends as Newton's method with the field's true Jacobian, by central differences of G. A zero is
 what training comes to rest at only where it is stable: all eigenvalues of the Jacobian have positive real parts.
+
+Weights of the policy's own making can be e^-1000. They are taken out row by row: the row of an action is divided by the largest weight of
+the pairs that it is in, as it is where an iteration stands. That changes neither zeros nor Newton's steps nor S^-1 J, S the Jacobian's
+diagonal, whose eigenvalues are the measure of stability.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toy_bandits import batching, expectations
+from objectives.terms import WeightedPairTerm
+from objectives.values import per_example
+from toy_bandits import expectations
 from toy_bandits.derivatives import Function
 
 TOLERANCE = 1e-10
@@ -21,8 +27,12 @@ STEPS = 150
 LONGEST = 3.0
 """Longest step of a logit, in nats."""
 DIFFERENCE = 1e-5
+FAR = 1.0
+"""A Newton step, in nats, that says that a field within `TOLERANCE` of 0 is on its way to infinity."""
 LARGEST = 200
 """Logits of a problem beyond which the dense Jacobian by differences is not formed."""
+BALANCE = 1e-9
+"""Slopes of a pair's two orders that cancel to this precision do so exactly: they are known to about 1e-12."""
 SINGULAR = 1e-6
 """Eigenvalues of the scaled Jacobian below this are 0: central differences give it to about 1e-9."""
 
@@ -43,44 +53,125 @@ class Zero:
     """(B,): directions in which the field does not change, beyond the constant of every context."""
 
 
-def field(function: Function, logits: Tensor) -> Tensor:
-    """(B, X, A): the gradient as training sees it."""
+def field(function: Function, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+    """(B, X, A): the gradient as training sees it; of weighted pairs divided by e^``rows`` (B, X, A), see `log_rows`."""
+    term = weighted(function)
+    if term is not None and rows is not None:
+        return _weighted_field(function, term, logits, rows)
     leaf = logits.detach().clone().requires_grad_()
     batches = expectations.batches(function.problem, function.objective, leaf.log_softmax(-1))
     (gradient,) = torch.autograd.grad(function.objective.value(batches).sum(), leaf)
     return gradient
 
 
-def jacobian(function: Function, logits: Tensor) -> Tensor:
-    """(B, n, n): derivatives of the field, n = X A, by central differences."""
+def weighted(function: Function) -> WeightedPairTerm | None:
+    """The only term, where that is a pair loss of differences of logits under weights of the policy's own making."""
+    terms = function.objective.terms
+    term = terms[0] if len(terms) == 1 else None
+    return term if isinstance(term, WeightedPairTerm) else None
+
+
+def log_rows(function: Function, logits: Tensor) -> Tensor | None:
+    """(B, X, A): log of the largest weight of a pair that holds the action, 0 without such; None where weights are not known."""
+    term = weighted(function)
+    if term is None:
+        return None
+    batch = expectations.pairs_with_tokens(function.problem, logits.log_softmax(-1))
+    assert term.log_weight is not None
+    assert batch.weights is not None
+    weight = torch.where(batch.weights > 0, term.log_weight(batch), -torch.inf)
+    largest = torch.full_like(logits, -torch.inf).flatten(1)
+    for place in _places(function):
+        largest = largest.scatter_reduce(1, place.expand_as(weight), weight, "amax")
+    largest = torch.where(torch.isfinite(largest), largest, 0.0)
+    return largest.reshape(logits.shape)
+
+
+def _places(function: Function) -> tuple[Tensor, Tensor]:
+    """(N,) each: where a label's winner and loser lie among the X A logits of a problem."""
+    x, winner, loser = function.problem.shown
+    actions = function.problem.actions
+    return x * actions + winner, x * actions + loser
+
+
+def _weighted_field(function: Function, term: WeightedPairTerm, logits: Tensor, rows: Tensor) -> Tensor:
+    batch = expectations.pairs_with_tokens(function.problem, logits.log_softmax(-1))
+    pair, log_weight = term.pair, term.log_weight
+    assert pair is not None
+    assert pair.link is not None
+    assert log_weight is not None
+    assert batch.weights is not None
+    slope = per_example(term.weight) * batch.weights * per_example(pair.scale) * pair.link.first(pair.argument(batch))
+    held = log_weight(batch)
+    total = torch.zeros_like(logits).flatten(1)
+    for sign, place in zip((1.0, -1.0), _places(function), strict=True):
+        own = torch.where(batch.weights > 0, sign * slope * (held - rows.flatten(1)[:, place]).exp(), 0.0)
+        total = total.index_add(1, place, own)
+    return total.reshape(logits.shape)
+
+
+def balanced(function: Function, logits: Tensor) -> Tensor:
+    """(B,): of weighted pairs: whether on every pair the slopes of its two orders cancel.
+
+    Such a point is a zero of the field whatever the weights. Let F be the pair loss without weights, convex, and z its minimiser here:
+    with u = logits - z the product <u, G> is a sum over pairs of weight * (slope of the pair at logits - slope at z) * difference of u
+    >= 0, and 0 only where every pair's difference is z's. So there is no other zero up to what no pair shows, and |u| falls along
+    training: it is stable.
+    """
+    term = weighted(function)
+    assert term is not None
+    assert term.pair is not None
+    assert term.pair.link is not None
+    problem = function.problem
+    batch = expectations.pairs_with_tokens(problem, logits.log_softmax(-1))
+    assert batch.weights is not None
+    slope = batch.weights * term.pair.link.first(term.pair.argument(batch))
+    x, winner, loser = problem.shown
+    table = slope.new_zeros(len(logits), *problem.label_weights.shape[-3:])
+    table[:, x, winner, loser] = slope
+    net, gross = table - table.transpose(-1, -2), table.abs() + table.abs().transpose(-1, -2)
+    convex = torch.full_like(logits[:, 0, 0], term.pair.link.convex, dtype=torch.bool)
+    return convex & (net.abs() <= BALANCE * gross).flatten(1).all(-1)
+
+
+def jacobian(function: Function, many: Function, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+    """(B, n, n): derivatives of the field, n = X A, by central differences; ``many`` holds every problem n times in a row."""
     count, size = len(logits), logits[0].numel()
     moves = DIFFERENCE * torch.eye(size, dtype=logits.dtype).reshape(size, *logits.shape[1:])
-    index = torch.arange(count).repeat_interleave(size)
-    many = Function(function.problem.take(index), batching.take(function.objective, index))
+    repeated = None if rows is None else rows.repeat_interleave(size, 0)
     up, down = (
-        field(many, (logits.unsqueeze(1) + sign * moves).flatten(0, 1)).reshape(count, size, size)
+        field(many, (logits.unsqueeze(1) + sign * moves).flatten(0, 1), repeated).reshape(count, size, size)
         for sign in (1.0, -1.0)
     )
     return ((up - down) / (2.0 * DIFFERENCE)).transpose(-1, -2)
 
 
+def repeated(function: Function) -> Function:
+    """Every problem n = X A times in a row."""
+    count, size = function.problem.reference.shape[0], function.problem.reference[0].numel()
+    return function.take(torch.arange(count).repeat_interleave(size))
+
+
 def zero(function: Function, start: Tensor) -> Zero:
     """Follow the field of every problem from ``start`` (B, X, A)."""
-    logits = start.clone()
-    force = field(function, logits)
+    many, logits = repeated(function), start.clone()
+    rows = log_rows(function, logits)
+    force = field(function, logits, rows)
     norm = force.flatten(1).norm(dim=-1)
     time = 1.0 / norm.clamp(min=1e-30)
-    done = torch.zeros_like(norm, dtype=torch.bool)
+    done, lost = torch.zeros_like(norm, dtype=torch.bool), torch.zeros_like(norm, dtype=torch.bool)
     for _ in range(STEPS):
-        matrix = jacobian(function, logits)
+        matrix = jacobian(function, many, logits, rows)
+        newton = _step(matrix, force, None).flatten(1).abs().amax(-1)
+        done |= (norm <= TOLERANCE) & (newton <= 1e-9)
+        lost |= ~done & (norm <= TOLERANCE) & (newton > FAR)
+        if bool((done | lost).all()):
+            break
         step = _step(matrix, force, time)
         longest = step.flatten(1).abs().amax(-1)
-        done |= (norm <= TOLERANCE) & (_step(matrix, force, None).flatten(1).abs().amax(-1) <= 1e-9)
-        if bool(done.all()):
-            break
         shorter = (LONGEST / longest.clamp(min=1e-300)).clamp(max=1.0)
         trial = logits + torch.where(done, 0.0, shorter)[:, None, None] * step
-        then = field(function, trial)
+        then = field(function, trial, rows)
         size = then.flatten(1).norm(dim=-1)
         growth = (norm / size.clamp(min=1e-300)).clamp(0.2, 10.0)
         time = torch.where(
@@ -88,9 +179,18 @@ def zero(function: Function, start: Tensor) -> Zero:
         )
         moved = (size <= 2.0 * norm) & ~done
         logits = torch.where(moved[:, None, None], trial, logits)
-        force, norm = torch.where(moved[:, None, None], then, force), torch.where(moved, size, norm)
-    stability, dimension = _spectrum(jacobian(function, logits), logits.shape[1])
-    return Zero(logits, norm, done, stability, dimension)
+        force = torch.where(moved[:, None, None], then, force)
+        if rows is not None:
+            rows = log_rows(function, logits)
+            force = field(function, logits, rows)
+        norm = force.flatten(1).norm(dim=-1)
+    stability, dimension = spectrum(function, many, logits)
+    return Zero(logits, field(function, logits).flatten(1).norm(dim=-1), done, stability, dimension)
+
+
+def spectrum(function: Function, many: Function, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Stability and dimension, (B,) each, as in `Zero`."""
+    return _spectrum(jacobian(function, many, logits, log_rows(function, logits)), logits.shape[1])
 
 
 def _step(matrix: Tensor, force: Tensor, time: Tensor | None) -> Tensor:

@@ -29,6 +29,9 @@ REASONS = np.array(
         "stationary at kinks of the losses, but not a minimum along them",
         "the field that training follows (a gradient with parts held fixed) has no zero that could be found, nor a fall without end",
         "the field that training follows has a zero, but an unstable one, which training leaves",
+        "the field that training follows vanishes to rounding on its way to infinity: whether it has a zero further on is not known",
+        "the field that training follows has no zero (proved from the signs of its slopes), "
+        "but that training goes to infinity could not be shown",
     ]
 )
 """Why a problem is unsolved."""
@@ -61,7 +64,8 @@ class Certificate:
         slope: dF/dt far along ``direction``: negative where the objective has no lower bound, else 0; NaN where not known.
         kl_range: infimum and supremum of KL(pi || pi_ref) over the set of minimisers; the supremum need not be attained (masses may tend
             to 0). Both are the policy's KL where the minimiser is unique, and the limit's where the status is "diverges". Where
-            several minima are equally good: the least and largest among those found. NaN: not known.
+            several minima are equally good: the least and largest among those found. NaN: not known, as for continua that are
+            curved in the logits (shaped margins such as chi-PO's on partial support), of which only the dimension is.
     """
 
     proved: Any

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from objectives import Objective
-from toy_bandits import batching, expectations
+from toy_bandits import batching, closed_forms, expectations
 from toy_bandits.certificates import judge, reach
 from toy_bandits.checks import check_losses, named
 from toy_bandits.completion import solve_any
@@ -136,7 +136,9 @@ def _solve(problem: Bandit, objective: Objective, start: Tensor, starts: int, se
         raise
     if not sound:
         check_losses(problem, objective, log_policy)
-    return solve_any(function, start, lambda some, begin: _smooth(some, begin, starts, seed))
+    return solve_any(
+        function, start, lambda some, begin, few: _smooth(some, begin, starts if few is None else few, seed)
+    )
 
 
 def _smooth(function: Function, start: Tensor, starts: int, seed: int) -> TabularAnswer:
@@ -145,4 +147,6 @@ def _smooth(function: Function, start: Tensor, starts: int, seed: int) -> Tabula
     groups = torch.where(structure.diverges[:, None, None], structure.strong, structure.tied)
     begin = start + reach(function)[:, None, None] * structure.direction
     found = search(function, begin, groups, structure.exists | structure.diverges, starts, seed)
-    return judge(function, structure, groups, found.minimum, found.minima, found.tie)
+    answer = judge(function, structure, groups, found.minimum, found.minima, found.tie)
+    closed_forms.settle(function, structure, start, answer)
+    return answer

@@ -13,6 +13,12 @@ terms falls for ever ("diverges"): moving it down as a whole changes no pair and
 
 For the logistic loss this is Ford's criterion for Bradley-Terry models (Ford 1957; Hunter 2004): arrows are wins of positive probability.
 Moving whole tied sets against each other changes nothing: with more than one per context, minimisers form a continuum.
+
+Slopes may be negative (losses that assume noisier labels than there are). The growth R(delta) = sum_ab slope_ab max(0, delta_a -
+delta_b) + ... is then the Lovasz extension of the cut function R(1_S): it is negative somewhere if and only if some set S of actions has
+R(1_S) < 0, and then the objective has no lower bound; where R(1_S) > 0 for all S that are no union of tied sets, a minimiser exists.
+
+Falling losses of margins that are not affine: see `separation`.
 """
 
 from __future__ import annotations
@@ -23,7 +29,10 @@ import torch
 from torch import Tensor
 
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
+from toy_bandits.separation import separated
 
+MANY = 12
+"""Number of actions up to which all sets of actions are gone through."""
 FEW = 32
 """Number of actions up to which loops over actions beat products of matrices."""
 
@@ -44,6 +53,8 @@ class Structure:
     """(B,): proved that none exists."""
     unique: Tensor
     """(B,): proved strictly convex up to the tied sets' offsets."""
+    bottomless: Tensor
+    """(B,): proved that the objective has no lower bound; these diverge."""
     unbounded: Tensor
     """(B,): proved that minimisers exist and reach to infinity: losses that become constant, such as a hinge on certain preferences."""
 
@@ -83,7 +94,8 @@ def analyse(function: Function) -> Structure:
     arrows |= asks
     falls |= asks
     normalised = asks.any(-2, keepdim=True)
-    known &= (slope >= 0).flatten(1).all(-1)
+    grows = known & (slope >= 0).flatten(1).all(-1)
+    signed, known = known & ~grows, grows
     relevant = (problem.contexts > 0)[..., None, None]
     tied = closure(compared | normalised | ~relevant)  # a context of probability 0 adds no freedom worth reporting
     reach = closure(arrows | (slope > 0).transpose(-1, -2) | ~relevant)
@@ -101,15 +113,57 @@ def analyse(function: Function) -> Structure:
     direction = torch.where(sinks[:, None, None], -massless.to(direction.dtype), direction)
     apart = separate | (~massless.unsqueeze(-1) & ~massless.unsqueeze(-2) & normalised)
     strong = torch.where(sinks[:, None, None, None], apart, strong)
+    bottomless, coercive_cuts = torch.zeros_like(known), torch.zeros_like(known)
+    for index in signed.nonzero()[:, 0].tolist():
+        cut, coercive_cuts[index] = _cuts(slope[index], masses[index], tied[index], problem.contexts[index])
+        bottomless[index] = cut is not None
+        if cut is not None:
+            direction[index], strong[index] = cut, cut.unsqueeze(-1) == cut.unsqueeze(-2)
+    apart, away = separated(function)
+    apart &= ~(diverges | sinks | bottomless)
+    direction = direction + torch.where(apart[:, None, None], away, 0.0)
+    alone = torch.eye(shape[-1], dtype=torch.bool, device=slope.device)
+    strong = torch.where(apart[:, None, None, None], alone, strong)
+    known, coercive = known | coercive_cuts, coercive | coercive_cuts
     return Structure(
         tied=_first(tied),
         strong=_first(strong),
         direction=direction,
         exists=known & (coercive | (convex & ~escape)),
-        diverges=diverges | sinks,
+        diverges=diverges | sinks | bottomless | apart,
         unique=known & coercive & convex & strict,
-        unbounded=known & convex & ~coercive & ~escape,
+        bottomless=bottomless,
+        unbounded=grows & convex & ~coercive & ~escape,
     )
+
+
+def _cuts(slope: Tensor, masses: Tensor, tied: Tensor, contexts: Tensor) -> tuple[Tensor | None, bool]:
+    """A direction (X, A) of negative growth, or None; and whether every direction that moves tied actions apart grows.
+
+    Nothing is known (None, False) of more than `MANY` actions: the sets are too many to go through.
+    """
+    actions = slope.shape[-1]
+    if actions > MANY:
+        return None, False
+    codes = torch.arange(1, 2**actions - 1, device=slope.device)
+    inside = (codes.unsqueeze(-1) >> torch.arange(actions, device=slope.device) & 1).to(slope.dtype)
+    finite = slope.clamp(max=torch.finfo(slope.dtype).max ** 0.5)
+    growth = torch.einsum("sa,xab,sb->xs", inside, finite, 1.0 - inside) + masses @ (1.0 - inside).T
+    growth = torch.where(contexts.unsqueeze(-1) > 0, growth, 0.0)
+    rounding = 1e-13 * slope.abs().clamp(max=1e100).sum()
+    falling = torch.where(growth < -rounding, -growth, 0.0)
+    if bool((falling > 0).any()):
+        together = falling @ inside
+        gaps = (together.unsqueeze(-1) - together.unsqueeze(-2)).clamp(min=0.0)
+        behind = together.amax(-1, keepdim=True) - together
+        if float((finite * gaps).sum() + (masses * behind).sum()) < 0:
+            return together, False
+        steepest = torch.zeros_like(masses)
+        x, s = divmod(int(falling.argmax()), len(codes))
+        steepest[x] = inside[s]
+        return steepest, False
+    split = torch.einsum("sa,xab,sb->xs", inside, tied.to(slope.dtype), 1.0 - inside) > 0
+    return None, bool(((growth > rounding) | ~split | (contexts.unsqueeze(-1) == 0)).all())
 
 
 def column(value: float | Tensor) -> float | Tensor:

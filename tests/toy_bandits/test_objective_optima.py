@@ -201,17 +201,29 @@ def test_finite_minimiser_though_a_response_always_wins(label: str) -> None:
     "label",
     [
         "chipo(beta=0.5)",
+        "chipo",
         "fdpo(beta=0.5, divergence='js')",
+        "fdpo(divergence='forward_kl')",
+        "fdpo(divergence='alpha')",
         "dpop(beta=0.5)",
-        "minor_dpo(beta=0.5)",
-        "apo_zero(beta=0.5)",
-        "apo_down(beta=0.5)",
-        "infonca(beta=0.5)",
-        "nca(beta=1)",
         "alphapo",
         "orpo",
         "kto(beta=0.5, z0=0)",
+        "kto(beta=0.01)",
+        "wpo",
     ],
+)
+def test_divergence_that_separation_or_signs_prove(label: str) -> None:
+    """Two actions, the first always wins: the value keeps falling far out, and so does the field (kto, wpo) at every policy."""
+    problem = Bandit(reference=[0.3, 0.7], preferences=[[0.5, 1.0], [0.0, 0.5]])
+    solution = solve(problem, objectives.parse(label))
+    assert (solution.status, solution.certificate.proved) == ("diverges", True)
+    assert solution.policy.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["minor_dpo(beta=0.5)", "apo_zero(beta=0.5)", "apo_down(beta=0.5)", "infonca(beta=0.5)", "nca(beta=1)"],
 )
 def test_divergence_that_is_only_seen_in_numbers(label: str) -> None:
     """Losses that are not a link of an affine margin: no proof from structure, but the iteration runs away and the value keeps falling."""
