@@ -19,6 +19,7 @@ examples:
   python -m llm_runs run quick --out out/own --set data.preferences=pairs.jsonl
   python -m llm_runs run paper_hh --out out/hh --dry-run        what it would do, take and write; nothing is done
   python -m llm_runs train h100 --out out/h100 --only ipo       a part of the trainings, for instance as one of many jobs
+  python -m llm_runs online online_tiny --out out/online        PPO, ESPO, RSO, iterated DPO, best of n, and offline beside them
   python -m llm_runs evaluate --model tuned --reference base --prompts prompts.jsonl --out out/tuned
 
 Interrupted? Give the same command again: it continues. What is complete is kept.
@@ -32,6 +33,16 @@ examples:
   python -m llm_runs evaluate quick --out out/language_model --model tuned     on the held-out data of that run
 
 The numbers, with intervals and tests: python -m analysis evaluation out/tuned
+"""
+
+_ONLINE_EPILOG = """\
+examples:
+  python -m llm_runs online online_tiny --out out/online                     a tiny random model, in a minute or two
+  python -m llm_runs online online_quick --out out/online_quick              SmolLM2-135M on a CPU
+  python -m llm_runs online online_quick --out out/online_quick --method rlhf_ppo espo
+  python -m llm_runs online online_quick --out out/online_quick --dry-run
+
+Interrupted? Give the same command again: it continues at the last finished round.
 """
 
 _GOALS = {
@@ -91,22 +102,32 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_config(command)
         _add_out(command)
-        command.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="only print the plan: steps, estimates of memory and time, every file to be written, what would be downloaded",
-        )
-        command.add_argument(
-            "--tflops",
-            type=float,
-            metavar="T",
-            help="with --dry-run: sustained TFLOP/s of the device, for the estimate of time",
-        )
+        _add_dry_run(command)
         if name in ("train", "run"):
             command.add_argument(
                 "--only", default="", metavar="TEXT", help="only trainings with this in their name, e.g. maxpo or seed1"
             )
         command.set_defaults(command=_carry_out, goal=name)
+
+    online = commands.add_parser(
+        "online",
+        help="run methods that sample from the policy while they train, and the offline trainings beside them",
+        description="rlhf_ppo, espo, rso, iterative_dpo, accelerated and best_of_n, from the reference, the reward and the prompts of "
+        "the offline trainings, judged on the same held-out prompts. Continues at the last finished round.",
+        epilog=_ONLINE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config(online)
+    _add_out(online)
+    online.add_argument(
+        "--method",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="only these, and no offline trainings: rlhf_ppo, espo, rso, iterative_dpo, accelerated, best_of_n",
+    )
+    _add_dry_run(online)
+    online.set_defaults(command=_online)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -156,6 +177,20 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the plan: steps, estimates of memory and time, every file to be written, what would be downloaded",
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        metavar="T",
+        help="with --dry-run: sustained TFLOP/s of the device, for the estimate of time",
+    )
+
+
 def _fetch(options: argparse.Namespace) -> None:
     from llm_runs import assets
 
@@ -185,6 +220,23 @@ def _carry_out(options: argparse.Namespace) -> None:
     account.carry_out(pipeline.plan(Experiment(config, options.out), options.goal, only))
     if options.goal in ("train", "run"):
         print(f"records: {options.out / 'runs'}; next: python -m analysis claims {options.out}", flush=True)
+
+
+def _online(options: argparse.Namespace) -> None:
+    from llm_runs import account
+    from llm_runs.config import RunConfig
+    from llm_runs.experiment import Experiment
+    from llm_runs.online import runs
+
+    config = RunConfig.load(options.config, options.overrides)
+    methods = runs.named(options.method)
+    if options.dry_run:
+        print(runs.report(config, options.out, methods, options.tflops))
+        return
+    account.carry_out(runs.plan(Experiment(config, options.out), methods))
+    print(
+        f"records: {options.out / 'runs'}; the curves: python -m paper_figures {options.out} --out figures", flush=True
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -262,6 +262,96 @@ class EvaluationConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class PolicyGradientConfig(_Checked):
+    """rlhf_ppo and espo: several epochs of minibatches on the rollouts of a round."""
+
+    beta: float = _number(0.1, at_least=0)  # strength of the KL penalty
+    kl: Literal["reward", "loss"] = "reward"  # where the penalty stands: in each rollout's reward, or a term of its own
+    estimate: Literal["exact", "k3"] = "exact"  # of the penalty in the loss
+    baseline: Literal["group", "learned"] = "group"  # mean of the prompt's other rollouts, or a linear value function
+    level: Literal["sequence", "token"] = "sequence"  # of the ratio
+    clip: float = _number(0.2, above=0, below=1)  # rlhf_ppo
+    delta: float = _number(0.25, above=0)  # espo: end the epochs where mean |ratio - 1| of a minibatch exceeds it
+    epochs: int = _number(4, above=0)  # over the rollouts of a round; espo: at most
+    minibatch: int = _number(32, above=0)  # rollouts per update
+    learning_rate: float = _number(2e-5, above=0)
+
+
+@dataclass(frozen=True)
+class IteratedConfig(_Checked):
+    """iterative_dpo and accelerated: each round trains on labelled pairs of the policy's own completions."""
+
+    objective: str = "dpo(beta=0.1)"
+    steps: int = _number(8, above=0)  # per round, at a constant rate; the rest as in `training`
+    reference: Literal["moving", "fixed"] = "moving"  # iterative_dpo: the last round's policy, or the first
+    extrapolation: float = _number(0.3, at_least=0, below=1)  # accelerated: alpha, in the weights
+
+
+@dataclass(frozen=True)
+class RejectionConfig(_Checked):
+    """rso: accept candidates of the reference with probability exp((r - r_max)/beta), pair, label, train once as in `training`."""
+
+    beta: float = _number(0.5, above=0)
+    candidates: int = _number(16, above=1)  # completions of the reference per prompt
+    accepted: int = _number(4, above=1)  # of them per prompt, even: neighbours are paired
+    maximum: float | None = _number(None)  # r_max; None: of each prompt's candidates, as in the paper
+    objective: str = "rso_hinge()"
+
+
+@dataclass(frozen=True)
+class BestOfNConfig(_Checked):
+    """best_of_n: nothing is trained."""
+
+    samples: int = _number(
+        32, above=1
+    )  # of each held-out prompt; the curve is over n = 1, 2, 4, ... up to half of them
+
+
+OnlineMethod = Literal["rlhf_ppo", "espo", "rso", "iterative_dpo", "accelerated", "best_of_n"]
+
+
+@dataclass(frozen=True)
+class OnlineConfig(_Checked):
+    """Runs that sample from the policy while they train, and their offline relatives. docs/online.md has the methods."""
+
+    methods: tuple[OnlineMethod, ...] = typing.get_args(OnlineMethod)
+    rounds: int = _number(6, above=0)  # of rlhf_ppo, espo, iterative_dpo and accelerated
+    prompts: int = _number(32, above=0)  # per round, in turn from those of the pairs
+    samples: int = _number(4, above=1)  # completions of each prompt in a round
+    evaluate_every: int = _number(1, above=0)  # rounds; the last is always evaluated
+    policy_gradient: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    iterated: IteratedConfig = field(default_factory=IteratedConfig)
+    rso: RejectionConfig = field(default_factory=RejectionConfig)
+    best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ConfigError("OnlineConfig.methods must name at least one method, none of them twice")
+        for name, count in (("samples", self.samples), ("rso.accepted", self.rso.accepted)):
+            if count % 2:
+                raise ConfigError(f"OnlineConfig.{name} must be even, because neighbours make a pair; it is {count}")
+        if self.rso.accepted > self.rso.candidates:
+            raise ConfigError(
+                f"OnlineConfig.rso.accepted ({self.rso.accepted}) exceeds rso.candidates ({self.rso.candidates})"
+            )
+        for name, text in (("rso", self.rso.objective), ("iterated", self.iterated.objective)):
+            try:
+                objective = objectives.parse(text)
+            except objectives.ObjectiveError as error:
+                raise ConfigError(f"OnlineConfig.{name}.objective: {error}") from error
+            allowed = {"pairs", "ref_logps", "lengths", "token_logps", "log_collisions"}
+            if missing := objective.needs_on_pairs - allowed:
+                raise ConfigError(
+                    f"OnlineConfig.{name}.objective: {objective.label} needs {', '.join(sorted(missing))}; a round has labelled pairs only"
+                )
+            if objective.needs_temperature:
+                raise ConfigError(
+                    f"OnlineConfig.{name}.objective: {objective.label}: give the temperature as a number, it would differ between rounds"
+                )
+
+
+@dataclass(frozen=True)
 class RunConfig(_Checked):
     """Everything that determines a run's results."""
 
@@ -278,6 +368,7 @@ class RunConfig(_Checked):
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
     cost_steps: int = _number(0, at_least=0)  # measure time and memory with and without a reference for so many steps
 
     def __post_init__(self) -> None:

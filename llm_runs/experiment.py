@@ -36,7 +36,10 @@ from llm_runs.sampling import Prompt, derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
 _FREE_TRAINING = (*DELIVERY, "micro_batch_size", "gradient_checkpointing")
-_FREE = ("name", "objectives", "labels", "training_seeds", "cost_steps", *(f"training.{key}" for key in _FREE_TRAINING))
+_FREE = (
+    *("name", "objectives", "labels", "training_seeds", "cost_steps", "online"),
+    *(f"training.{key}" for key in _FREE_TRAINING),
+)
 _AUTO_PROMPTS = 64  # prompts sampled twice for maxpo's automatic temperature where the pairs are your own
 
 

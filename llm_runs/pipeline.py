@@ -120,12 +120,12 @@ def train(experiment: Experiment, one: Training) -> str | None:
         models.save(model, experiment.tokenizer, folder / "model")
     del model
     _free()
-    before = [_read(experiment.out / "before" / f"{name}.parquet") for name in ("reference", one.labels.slug)]
-    evaluations = pd.concat([*before, *(_read(collected / f"evaluations-{step}.parquet") for step in steps)])
+    before = [read_table(experiment.out / "before" / f"{name}.parquet") for name in ("reference", one.labels.slug)]
+    evaluations = pd.concat([*before, *(read_table(collected / f"evaluations-{step}.parquet") for step in steps)])
     texts = pd.concat(
         [
-            _read(experiment.out / "before" / "samples.parquet"),
-            *(_read(collected / f"samples-{step}.parquet") for step in sorted(whole)),
+            read_table(experiment.out / "before" / "samples.parquet"),
+            *(read_table(collected / f"samples-{step}.parquet") for step in sorted(whole)),
         ]
     )
     write_run(
@@ -136,13 +136,13 @@ def train(experiment: Experiment, one: Training) -> str | None:
         seeds={"data": config.seed, "sampling": config.seed, "labels": one.labels.seed, "training": one.labels.seed},
         tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
         data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
-        device=_device_name(experiment.device),
+        device=device_name(experiment.device),
         extra={"pairs": len(pairs)},
     )
     shutil.rmtree(collected, ignore_errors=True)
     training.clear_checkpoints(folder)
     delivered = _deliver(experiment, one, folder)
-    return _summary(evaluations, last) + (f"; {delivered}" if delivered else "")
+    return summary(evaluations, last) + (f"; {delivered}" if delivered else "")
 
 
 def _likelihood_steps(config: RunConfig) -> set[int]:
@@ -192,7 +192,7 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
     model = experiment.load(resolved)
     frame, texts = measure(_evaluator(experiment, labels), model, 1, config.evaluation, config.evaluation.benchmarks)
     before = experiment.out / "before"
-    earlier = [_read(before / f"{name}.parquet") for name in ("reference", labels.slug)]
+    earlier = [read_table(before / f"{name}.parquet") for name in ("reference", labels.slug)]
     return write_run(
         folder,
         kind="llm_evaluation",
@@ -201,9 +201,9 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
         seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
         tables={
             "evaluations": pd.concat([*earlier, frame], ignore_index=True),
-            "samples": pd.concat([_read(before / "samples.parquet"), texts], ignore_index=True),
+            "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
         },
-        device=_device_name(experiment.device),
+        device=device_name(experiment.device),
     )
 
 
@@ -225,7 +225,7 @@ def _fetch(experiment: Experiment) -> str | None:
         training_pairs, held_out = experiment.own_pairs
         counts = f"{len(training_pairs)} pairs to train on, {len(held_out)} held out, context {context} tokens"
         return f"{counts}; data report: {experiment.out / 'data' / 'report.md'}"
-    return f"on {_device_name(experiment.device)}, context {context} tokens"
+    return f"on {device_name(experiment.device)}, context {context} tokens"
 
 
 def needed_assets(config: RunConfig) -> set[str]:
@@ -302,14 +302,14 @@ def _before(experiment: Experiment) -> str | None:
     if not (folder / "reference.parquet").is_file():
         evaluator = _evaluator(experiment, experiment.label_sets[0], ("samples", "other_texts"))
         frame, texts = measure(evaluator, model, 0, experiment.config.evaluation, names)
-        _write(folder / "samples.parquet", texts)
-        _write(folder / "reference.parquet", frame)
+        write_table(folder / "samples.parquet", texts)
+        write_table(folder / "reference.parquet", frame)
     for one in labels:
         frame = _evaluator(experiment, one, ("pairs",)).evaluate(model, 0)
-        _write(folder / f"{one.slug}.parquet", frame)
+        write_table(folder / f"{one.slug}.parquet", frame)
     del model
     _free()
-    return _means(_read(folder / "reference.parquet"), 0)
+    return means(read_table(folder / "reference.parquet"), 0)
 
 
 def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
@@ -322,7 +322,7 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
         "reference": kind,
         "cost_steps": steps,
     }
-    del settings["objectives"], settings["labels"], settings["training_seeds"]
+    del settings["objectives"], settings["labels"], settings["training_seeds"], settings["online"]
     if is_complete(folder, settings):
         return None
     _ = experiment.reference_logps, experiment.pairs(experiment.label_sets[0], "training")
@@ -383,7 +383,7 @@ def _measure(
         config=settings,
         seeds={"data": config.seed, "training": 0},
         tables={"metrics": metrics},
-        device=_device_name(experiment.device),
+        device=device_name(experiment.device),
     )
 
 
@@ -422,7 +422,7 @@ def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = 
 def _settings(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
     """What a training's record says it depended on."""
     settings = config.to_dict()
-    for key in ("objectives", "training_seeds", "cost_steps", "name"):
+    for key in ("objectives", "training_seeds", "cost_steps", "name", "online"):
         del settings[key]
     for key in DELIVERY:
         del settings["training"][key]
@@ -448,25 +448,28 @@ def _named(config: RunConfig, source: str) -> Any:
 
 
 def _keep(folder: Path, step: int, frame: pd.DataFrame, texts: pd.DataFrame) -> None:
-    _write(folder / f"evaluations-{step}.parquet", frame)
-    _write(folder / f"samples-{step}.parquet", texts)
+    write_table(folder / f"evaluations-{step}.parquet", frame)
+    write_table(folder / f"samples-{step}.parquet", texts)
 
 
-def _write(path: Path, frame: pd.DataFrame) -> None:
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """A table that belongs to an unfinished run, whole or not at all."""
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     atomic_write(path, buffer.getvalue())
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """What `write_table` wrote."""
     return pd.read_parquet(path)
 
 
-def _summary(frame: pd.DataFrame, last: int) -> str:
-    return f"{_means(frame, last)} (before: {_means(frame, 0)})"
+def summary(frame: pd.DataFrame, last: int) -> str:
+    """`means` at the step `last` and before training."""
+    return f"{means(frame, last)} (before: {means(frame, 0)})"
 
 
-def _means(frame: pd.DataFrame, step: int) -> str:
+def means(frame: pd.DataFrame, step: int) -> str:
     """The few numbers that a waiting person looks at."""
     words = []
     for name, split, metric in (
@@ -480,7 +483,8 @@ def _means(frame: pd.DataFrame, step: int) -> str:
     return ", ".join(words)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device in words."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

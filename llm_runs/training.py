@@ -65,11 +65,12 @@ def train(
     evaluate: Evaluate | None = None,
     evaluate_at: Collection[int] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
+    starts_as_reference: bool = True,
 ) -> pd.DataFrame:
     """Train `model` in place and return the metrics, one number a row: columns step, name, value.
 
     Args:
-        model: the policy, which starts as the reference. With `config.lora` its adapters are merged into it at the end.
+        model: the policy. With `config.lora` its adapters are merged into it at the end.
         objective: from `objectives.get`; a `temperature="auto"` must have been resolved.
         pairs: labelled pairs in token ids.
         reference: the reference's stored numbers, or a function that loads them. Touched only if the objective needs them.
@@ -80,6 +81,7 @@ def train(
         out: folder for checkpoints (`checkpoints/`, from which an interrupted training goes on) and a failing batch.
         evaluate: called with the model, in evaluation mode, and the step, after each step in `evaluate_at`.
         tokenizer: kept with every checkpoint, and used to make a failing batch readable.
+        starts_as_reference: refuse a policy that is not the reference at step 0; False where the policy has been trained before.
 
     Metrics per logged step: loss, loss/<term>, plain_margin, plain_accuracy (of log pi(chosen) - log pi(rejected)), chosen_logps,
     rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds, step_cpu_seconds (of all threads), peak_memory_bytes;
@@ -101,7 +103,7 @@ def train(
         stored = reference() if callable(reference) else reference
     data = Microbatches(objective.needs_on_pairs, pairs, reference_samples, pretraining, stored, config, seed)
     _check_lengths(model, data)
-    if stored is not None:
+    if stored is not None and starts_as_reference:
         guards.check_same_weights(stored.key, model)
     if data.passes.get("reference_samples", 0) > 1:
         warnings.warn(
@@ -118,10 +120,10 @@ def train(
     resume_from = _resumable(checkpoints, _identity(objective, data, config, seed)) if config.save_every else None
 
     live = _LiveReference(model, config) if "ref_logps" in objective.needs and config.reference == "live" else None
-    _disable_dropout(model)
+    disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained = _with_adapters(model, config.lora, seed) if config.lora else model
+    trained = with_adapters(model, config.lora, seed) if config.lora else model
     scorer = Scorer(trained, data.sequences(), config.share_prompt, config.logits_memory * 2**20)
     data.share = scorer.share
     trainer = _PreferenceTrainer(
@@ -138,7 +140,7 @@ def train(
     )
     show_progress(trainer, objective.label)
     trainer.objective, trainer.scorer, trainer.live, trainer.steps, trainer.out = objective, scorer, live, steps, out
-    trainer.kl_limit = config.kl_limit
+    trainer.kl_limit, trainer.starts_as_reference = config.kl_limit, starts_as_reference
     reset_peak_memory(model.device)
     with memory.explained(lambda: memory.of_training(trained, data, config, live is not None)):
         trainer.train(resume_from_checkpoint=resume_from)
@@ -162,6 +164,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
     steps: _Steps
     out: Path
     kl_limit: float | None
+    starts_as_reference: bool
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -174,7 +177,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
         microbatch = unpack(inputs)
         batches = self._batches(model, microbatch)
         step = int(self.state.global_step)
-        if step == 0:
+        if step == 0 and self.starts_as_reference:
             _check_start(batches, self.accelerator.mixed_precision != "no" or self.model.dtype == torch.bfloat16)
         try:
             terms = self.objective.term_values(batches)
@@ -458,7 +461,7 @@ def _metrics(history: Sequence[Mapping[str, float]], passes: Mapping[str, float]
     return pd.DataFrame(rows, columns=["step", "name", "value"])
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
+def disable_dropout(model: PreTrainedModel) -> None:
     """Policy and reference must be the same function at the start, so the model's own dropout is off."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -468,7 +471,8 @@ def _disable_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def _with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> PeftModel:
+def with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> PeftModel:
+    """The model with fresh adapters, which alone are trained; with them off it is what it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(

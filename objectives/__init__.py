@@ -1,7 +1,7 @@
 """Preference objectives as sums of terms: the same object runs in exact bandits and in language-model training."""
 
 from objectives import links, margins
-from objectives.batches import Batch, CandidateBatch, PairBatch, SampleBatch, UnpairedBatch
+from objectives.batches import Batch, CandidateBatch, PairBatch, RolloutBatch, SampleBatch, UnpairedBatch
 from objectives.domains import NonNegative, Positive, Real
 from objectives.errors import ObjectiveError
 from objectives.factorial import Cell, factorial
@@ -24,6 +24,7 @@ from objectives import (  # noqa: F401
     tokens,
     unpaired,
 )
+from objectives.policy_gradient import is_clipped, log_ratio, penalty, surrogate
 from objectives.regularisers import chosen_nll, forward_kl, pretraining, reverse_kl
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PairTerm",
     "Positive",
     "Real",
+    "RolloutBatch",
     "SampleBatch",
     "Strength",
     "Term",
@@ -50,14 +52,18 @@ __all__ = [
     "forward_kl",
     "frozen",
     "get",
+    "is_clipped",
     "links",
+    "log_ratio",
     "margins",
     "names",
     "pair_term",
     "parse",
+    "penalty",
     "positive_part",
     "pretraining",
     "register",
     "reverse_kl",
     "stop_gradient",
+    "surrogate",
 ]

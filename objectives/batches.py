@@ -42,6 +42,12 @@ SUPPLIERS = {
     "rejected_reference_logps": "the log-probs of the rejected responses under each of the K references, the first being the main one",
     "win_rates": "the estimated probability that the chosen response beats the rejected one, from a preference model",
     "rewards": "a score of every candidate, from a reward model or the ground truth",
+    "advantages": "how much better than expected each rollout was: its reward less a baseline, from the outer loop",
+    "old_logps": "the log-probs of the rollouts under the policy that drew them",
+    "token_logps": "the policy's log-prob of every token of the rollouts",
+    "old_token_logps": "the log-prob of every token of the rollouts under the policy that drew them",
+    "ref_token_logps": "the reference policy's log-prob of every token of the rollouts",
+    "mask": "which token positions belong to the rollout (1) and which are padding (0)",
     "mismatched_logps": "the policy's log-probs of responses paired with other examples' prompts",
     "ref_mismatched_logps": "the reference policy's log-probs of responses paired with other examples' prompts",
 }
@@ -236,6 +242,24 @@ class SampleBatch(Batch):
     lengths: Tensor | None = None
     token_kl: Tensor | None = None
     policy_kl: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutBatch(SampleBatch):
+    """Samples of the policy before its update, with what an outer loop made of them; tokens (..., N, T), the rest (..., N).
+
+    "advantages": advantages and old_logps, the policy's log-probs when it drew them. "token_logps": token_logps, old_token_logps, mask.
+    "ref_token_logps": ref_token_logps.
+    """
+
+    wide: ClassVar[frozenset[str]] = frozenset({"token_logps", "old_token_logps", "ref_token_logps", "mask"})
+
+    advantages: Tensor | None = None
+    old_logps: Tensor | None = None
+    token_logps: Tensor | None = None
+    old_token_logps: Tensor | None = None
+    ref_token_logps: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
