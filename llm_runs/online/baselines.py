@@ -47,7 +47,8 @@ class ValueFunction:
         """(N, width) -> (N,)."""
         ridge = RIDGE * torch.eye(len(self.targets), dtype=torch.float64)
         ridge[-1, -1] = 0.0
-        return _with_constant(features) @ torch.linalg.solve(self.moments + ridge, self.targets)
+        coefficients: Tensor = torch.linalg.solve(self.moments + ridge, self.targets)
+        return _with_constant(features) @ coefficients
 
     def tensors(self) -> dict[str, Tensor]:
         """Its state."""

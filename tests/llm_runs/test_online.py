@@ -183,9 +183,11 @@ def test_the_kl_in_the_loss_is_exact_and_k3_pulls_towards_the_reference(tmp_path
 
 @pytest.mark.parametrize("kind", [RlhfPpo, Espo])
 def test_policy_gradients_raise_a_reward_that_can_be_raised(kind: type[PolicyGradient], tmp_path: Path) -> None:
-    loop = kind(bench(tmp_path, "online.prompts=8", "online.samples=8", "online.policy_gradient.minibatch=32"))
+    settings = {"minibatch": 32, "learning_rate": 0.01, "beta": 0.01}
+    overrides = [f"online.policy_gradient.{key}={value}" for key, value in settings.items()]
+    loop = kind(bench(tmp_path, "online.prompts=8", "online.samples=8", *overrides))
     before = loop.bench.rollouts(loop.model, loop.bench.prompts(1), 32, "judge")
-    rounds = [loop.advance(number, tmp_path / "round") for number in range(1, 6)]
+    rounds = [loop.advance(number, tmp_path / "round") for number in range(1, 9)]
     after = loop.bench.rollouts(loop.model, loop.bench.prompts(1), 32, "judge")
     old, new = (np.array([entry.reward for entry in samples]) for samples in (before, after))
     error = np.sqrt(old.var() / len(old) + new.var() / len(new))
