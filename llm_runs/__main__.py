@@ -235,7 +235,8 @@ def _online(options: argparse.Namespace) -> None:
         return
     account.carry_out(runs.plan(Experiment(config, options.out), methods))
     print(
-        f"records: {options.out / 'runs'}; the curves: python -m paper_figures frontier_llm --records {options.out} --out figures", flush=True
+    figure = f"python -m paper_figures frontier_llm --records {options.out} --out figures"
+    print(f"records: {options.out / 'runs'}; the curves: {figure}", flush=True)
     )
 
 
