@@ -234,10 +234,8 @@ def _online(options: argparse.Namespace) -> None:
         print(runs.report(config, options.out, methods, options.tflops))
         return
     account.carry_out(runs.plan(Experiment(config, options.out), methods))
-    print(
     figure = f"python -m paper_figures frontier_llm --records {options.out} --out figures"
     print(f"records: {options.out / 'runs'}; the curves: {figure}", flush=True)
-    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
