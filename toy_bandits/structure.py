@@ -31,6 +31,7 @@ from torch import Tensor
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
 from toy_bandits.separation import separated
 
+ROUNDING = 1e-14
 MANY = 12
 """Number of actions up to which all sets of actions are gone through."""
 FEW = 32
@@ -70,6 +71,7 @@ def analyse(function: Function) -> Structure:
     problem = function.problem
     shape = problem.label_weights.shape
     slope = problem.reference.new_zeros(shape)  # growth of the terms when [a] leaves [b] behind
+    gross = torch.zeros_like(slope)
     compared, falls, arrows = (torch.zeros(shape, dtype=torch.bool, device=slope.device) for _ in range(3))
     masses = torch.zeros_like(problem.reference)
     known = torch.ones(shape[0], dtype=torch.bool, device=slope.device)
@@ -80,7 +82,9 @@ def analyse(function: Function) -> Structure:
             against = weights.transpose(-1, -2)
             link = piece.link
             compared |= (weights > 0) | (against > 0)
-            slope += _times(weights, link.slope_plus, piece) + _times(against, link.slope_minus, piece)
+            ahead, behind = _times(weights, link.slope_plus, piece), _times(against, link.slope_minus, piece)
+            slope += ahead + behind
+            gross += ahead.abs() + behind.abs()
             falls |= (weights > 0) & (not link.attains_plus) & _is_zero(link.slope_plus)
             falls |= (against > 0) & (not link.attains_minus) & _is_zero(link.slope_minus)
             convex &= link.convex
@@ -90,6 +94,10 @@ def analyse(function: Function) -> Structure:
         else:
             known &= False
             compared |= True
+    # The two orders of a pair balance: no growth, and what is strictly convex then falls for ever (robust_dpo at p = 1 - e).
+    balanced = (gross > 0) & torch.isfinite(gross) & (slope.abs() <= ROUNDING * gross)
+    slope = torch.where(balanced, 0.0, slope)
+    falls |= balanced & strict[:, None, None, None]
     asks = (masses > 0).unsqueeze(-1).expand(shape)
     arrows |= asks
     falls |= asks

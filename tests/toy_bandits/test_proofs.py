@@ -100,3 +100,18 @@ def test_f2_at_odds_of_e_to_the_100(seed: int) -> None:
         normaliser = max(logits) + mpmath.log(sum(mpmath.exp(z - max(logits)) for z in logits))
         expected = [float(z - normaliser) for z in logits]
     np.testing.assert_allclose(solution.log_policy, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("smoothing", [0.05, 0.1, 0.3])
+def test_robust_dpo_diverges_where_labels_are_as_sure_as_its_noise(smoothing: float) -> None:
+    # beta D* = logit((p - e) / (1 - 2 e)) is infinite at p = 1 - e, although the slopes of both orders cancel only up to rounding.
+    def status(p: float) -> str:
+        bandit = Bandit(
+            [0.2, 0.5, 0.3], [[0.5, p, 0.5], [1 - p, 0.5, 0.5], [0.5, 0.5, 0.5]], [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+        )
+        solution = solve(bandit, objectives.get("robust_dpo", label_smoothing=smoothing))
+        assert solution.certificate.proved
+        return str(solution.status)
+
+    assert status(1 - smoothing) == "diverges"
+    assert status(1 - smoothing - 1e-3) == "not_unique"
