@@ -24,6 +24,7 @@ from objectives import Batch, CandidateBatch, Objective, PairBatch, PairTerm, Te
 from objectives.links import Link
 from objectives.values import Value
 from toy_bandits import batching, expectations
+from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
 
 SAMPLE = 4
@@ -154,8 +155,17 @@ class Function:
             for piece in self.pieces
         )
 
-    def finite(self, logits: Tensor) -> bool:
-        """Whether value and gradient at ``logits`` are, without telling where they are not."""
+    @property
+    def known(self) -> bool:
+        """Whether every piece is one whose formula is known."""
+        return not any(isinstance(piece, OpaquePiece) for piece in self.pieces)
+
+    def require_finite(self, logits: Tensor) -> None:
+        """Refuse values and gradients at ``logits`` that are not finite.
+
+        Raises:
+            BanditError: some are; `checks.check_losses` says which.
+        """
         log_policy = logits.log_softmax(-1)
         leaf = log_policy.detach().requires_grad_()
         for piece in self.pieces:
@@ -169,8 +179,7 @@ class Function:
                 (slope,) = torch.autograd.grad(value.sum(), leaf) if value.requires_grad else (value,)
                 ok = torch.isfinite(torch.cat([value.detach().flatten(), slope.flatten()]))
             if not bool(ok.all()):
-                return False
-        return True
+                raise BanditError(f"{self.objective.name}: the loss or its gradient is NaN or infinite at the start")
 
     @property
     def coupled(self) -> bool:

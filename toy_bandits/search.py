@@ -62,6 +62,7 @@ def search(function: Function, begin: Tensor, groups: Tensor, bounded: Tensor, s
         found.put(index, some)
         rest = torch.cat([index[missed], (~bounded).nonzero()[:, 0]])
     if len(rest):
+        function.take(rest).require_finite(begin[rest])
         found.put(rest, _by_problem(function.take(rest), begin[rest], groups[rest], bounded[rest], starts, seed))
     return found
 

@@ -125,24 +125,22 @@ def start_logits(problem: Bandit, start: Array | None) -> Tensor:
 
 def _solve(problem: Bandit, objective: Objective, start: Tensor, starts: int, seed: int) -> TabularAnswer:
     """A flattened batch: smooth minimisation, then what that leaves open."""
-    log_policy = start.log_softmax(-1)
     one = torch.zeros(1, dtype=torch.long, device=start.device)
     try:  # the contract on one problem, the numbers on all; only what fails is looked at cell by cell
-        check_losses(problem.take(one), batching.take(objective, one), log_policy[one])
+        check_losses(problem.take(one), batching.take(objective, one), start[one].log_softmax(-1))
         function = Function(problem, objective)
-        sound = function.finite(start)
+        return solve_any(
+            function, start, lambda some, begin, few: _smooth(some, begin, starts if few is None else few, seed)
+        )
     except Exception:
-        check_losses(problem, objective, log_policy)  # says where
+        check_losses(problem, objective, start.log_softmax(-1))  # says where
         raise
-    if not sound:
-        check_losses(problem, objective, log_policy)
-    return solve_any(
-        function, start, lambda some, begin, few: _smooth(some, begin, starts if few is None else few, seed)
-    )
 
 
 def _smooth(function: Function, start: Tensor, starts: int, seed: int) -> TabularAnswer:
     """Structure first, then numbers."""
+    if not function.known:
+        function.require_finite(start)
     structure = analyse(function)
     groups = torch.where(structure.diverges[:, None, None], structure.strong, structure.tied)
     begin = start + reach(function)[:, None, None] * structure.direction

@@ -68,6 +68,8 @@ class Structure:
 
 def analyse(function: Function) -> Structure:
     """The structure of every problem of a flattened batch."""
+    if _held_together(function):
+        return _strong(function)
     problem = function.problem
     shape = problem.label_weights.shape
     slope = problem.reference.new_zeros(shape)  # growth of the terms when [a] leaves [b] behind
@@ -172,6 +174,51 @@ def _cuts(slope: Tensor, masses: Tensor, tied: Tensor, contexts: Tensor) -> tupl
         return steepest, False
     split = torch.einsum("sa,xab,sb->xs", inside, tied.to(slope.dtype), 1.0 - inside) > 0
     return None, bool(((growth > rounding) | ~split | (contexts.unsqueeze(-1) == 0)).all())
+
+
+def _held_together(function: Function) -> bool:
+    """Whether one look shows that in every problem every two actions reach each other: all pairs are compared by a loss that grows one
+    way or the other, or every action has a mass, and no loss falls linearly."""
+    held = False
+    for piece in function.pieces:
+        if isinstance(piece, PairPiece):
+            link, term = piece.link, piece.term
+            slopes = [torch.as_tensor(slope).min().item() for slope in (link.slope_plus, link.slope_minus)]
+            if min(slopes) < 0 or not all(bool((torch.as_tensor(v) > 0).all()) for v in (term.weight, term.scale)):
+                return False
+            held = held or (max(slopes) > 0 and _all_positive(piece.weights))
+        elif isinstance(piece, CrossEntropyPiece):
+            held = held or bool((piece.masses > 0).all())
+        else:
+            return False
+    return held
+
+
+def _all_positive(weights: Tensor) -> bool:
+    """Whether all entries of tables (..., A, A) off the diagonal are positive; on it they are 0."""
+    actions = weights.shape[-1]
+    return int(weights.count_nonzero()) == weights.numel() // actions * (actions - 1)
+
+
+def _strong(function: Function) -> Structure:
+    """Of problems that are known to have one strong set of actions in each context."""
+    labels = torch.zeros_like(function.problem.reference, dtype=torch.long)
+    yes = torch.ones_like(labels[:, 0, 0], dtype=torch.bool)
+    strict = all(
+        not (piece.link.attains_plus or piece.link.attains_minus)
+        for piece in function.pieces
+        if isinstance(piece, PairPiece)
+    )
+    return Structure(
+        tied=labels,
+        strong=labels,
+        direction=torch.zeros_like(function.problem.reference),
+        exists=yes,
+        diverges=~yes,
+        unique=yes if function.convex and strict else ~yes,
+        bottomless=~yes,
+        unbounded=~yes,
+    )
 
 
 def column(value: float | Tensor) -> float | Tensor:
