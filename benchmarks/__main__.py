@@ -1,6 +1,7 @@
 """Speed and memory, each against a peer in the same run.
 
     python -m benchmarks training --out results/    a training step against trl's DPOTrainer
+    python -m benchmarks solver --out results/      exact optima in bandits against L-BFGS and Adam
     python -m benchmarks objectives                 a loss call as a share of a training step
 
 Each has a --help of its own.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = {"objectives": "objectives_cost", "training": "training"}
+COMMANDS = {"objectives": "objectives_cost", "solver": "solver", "training": "training"}
 
 
 def main(arguments: list[str]) -> int:

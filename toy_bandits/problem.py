@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from toy_bandits.errors import BanditError
 TOLERANCE = 1e-9
 """How far sums may be off; float32 inputs get `TOLERANCE_FLOAT32`."""
 TOLERANCE_FLOAT32 = 1e-6
+PIECE = 1_000_000
+"""Numbers looked at in one pass."""
 MINIMAL_NDIM = {
     "reference": 1,
     "preferences": 2,
@@ -113,17 +115,21 @@ class Bandit:
         if "lengths" in given:
             _check_lengths(given["lengths"])
         several = given.pop("references", None)
+        for name in ("reference", "contexts", "reference_samples"):
+            given[name] = given[name] / given[name].sum(-1, keepdim=True)
+        given["pairs"] = given["pairs"] / (0.5 * given["pairs"].sum((-2, -1), keepdim=True))
+        # Expanded last: what many problems share is held once.
         full = {
             name: tensor.expand(*lead, contexts_count, *[actions] * MINIMAL_NDIM[name])
             for name, tensor in given.items()
         }
-        self.reference = full["reference"] / full["reference"].sum(-1, keepdim=True)
+        self.reference = full["reference"]
         self.preferences = full["preferences"]
-        self.pairs = full["pairs"] / (0.5 * full["pairs"].sum((-2, -1), keepdim=True))
-        self.contexts = full["contexts"] / full["contexts"].sum(-1, keepdim=True)
+        self.pairs = full["pairs"]
+        self.contexts = full["contexts"]
         self.rewards = full.get("rewards")
         self.lengths = full.get("lengths")
-        self.reference_samples = full["reference_samples"] / full["reference_samples"].sum(-1, keepdim=True)
+        self.reference_samples = full["reference_samples"]
         self.references = None
         if several is not None:
             _check_references(several, self.reference, tolerance)
@@ -245,7 +251,8 @@ def _tensor(name: str, value: Array) -> Tensor:
         raise BanditError(f"{name}: not an array of numbers ({error})") from error
     if tensor.ndim < MINIMAL_NDIM.get(name, 0):
         raise BanditError(f"{name}: expected at least {MINIMAL_NDIM[name]} dimensions, got shape {tuple(tensor.shape)}")
-    if not bool(torch.isfinite(tensor).all() if name != "preferences" else torch.isfinite(_off_diagonal(tensor)).all()):
+    parts = (_off_diagonal(piece) for piece in _pieces(tensor)) if name == "preferences" else (tensor,)
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
         raise BanditError(f"{name}: holds NaN or infinity")
     return tensor
 
@@ -258,6 +265,12 @@ def _mention_contexts(given: dict[str, Tensor]) -> bool:
 def _context_dimension(name: str) -> int:
     """Where an input that leaves X out gets it: before the actions (and, of tables over pairs, before both)."""
     return -2 if name == "references" else -1 - MINIMAL_NDIM[name]
+
+
+def _pieces(matrices: Tensor) -> Iterator[Tensor]:
+    """Tables (..., m, n) a million numbers at a time, so that looking at many needs little memory."""
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    yield from flat.split(max(1, PIECE // max(1, flat[0].numel()))) if len(flat) else ()
 
 
 def _off_diagonal(matrices: Tensor) -> Tensor:
@@ -307,6 +320,15 @@ def _check_references(references: Tensor, reference: Tensor, tolerance: float) -
 
 
 def _check_preferences(preferences: Tensor, tolerance: float) -> None:
+    try:
+        for piece in _pieces(preferences):
+            _check_probabilities(piece, tolerance)
+    except BanditError:
+        _check_probabilities(preferences, tolerance)  # for the place in the whole
+        raise
+
+
+def _check_probabilities(preferences: Tensor, tolerance: float) -> None:
     off_diagonal = _off_diagonal(preferences)
     outside = (off_diagonal < 0) | (off_diagonal > 1)
     if bool(outside.any()):

@@ -32,7 +32,8 @@ REASONS = np.array(
         "the field that training follows vanishes to rounding on its way to infinity: whether it has a zero further on is not known",
         "the field that training follows has no zero (proved from the signs of its slopes), "
         "but that training goes to infinity could not be shown",
-    ]
+    ],
+    dtype=object,  # else every entry of an array taken from it would be as long as the longest
 )
 """Why a problem is unsolved."""
 STATUSES = np.array([CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED])
@@ -172,8 +173,8 @@ class TabularAnswer(Answer):
 
 def assemble(problem: Bandit, objective: Objective, answers: Sequence[TabularAnswer], shape: torch.Size) -> Solution:
     """Pieces joined and given the leading dimensions ``shape``; the objective is the flattened batch's."""
-
-    whole = {name: torch.cat([getattr(answer, name) for answer in answers]) for name in vars(answers[0])}
+    # Field by field out of the answers, so that no more than one of them is held twice.
+    whole = {name: torch.cat([vars(answer).pop(name) for answer in answers]) for name in list(vars(answers[0]))}
 
     def joined(name: str) -> Tensor:
         flat = whole[name]
