@@ -196,7 +196,7 @@ def by_adam(problem: Bandit, case: Case, rate: float) -> tuple[float, int]:
 
 
 def agree(solution: Solution, problem: Bandit, case: Case, index: int, value: float) -> None:
-    """Stop unless the solver's policy has a value, by the peer's formula, that is at most L-BFGS's (and no less where one start is enough)."""
+    """Stop unless the solver's policy has, by the peer's formula, at most L-BFGS's value, and the same where the objective is convex."""
     mine = float(peer(problem, case)(solution.logits.reshape(problem.reference.shape))[0][index])
     apart = mine - value
     tolerance = SAME_VALUE * (1.0 + abs(value))
@@ -416,7 +416,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if name != "ratios":
             print(f"\n{name}\n{table.to_string(index=False, float_format='{:.4g}'.format)}")
     print("\ntargets")
-    return int(any([report(table) for table in targets]))
+    return int(report(pd.concat(targets)) if targets else False)
 
 
 if __name__ == "__main__":

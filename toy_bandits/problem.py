@@ -270,7 +270,8 @@ def _context_dimension(name: str) -> int:
 def _pieces(matrices: Tensor) -> Iterator[Tensor]:
     """Tables (..., m, n) a million numbers at a time, so that looking at many needs little memory."""
     flat = matrices.reshape(-1, *matrices.shape[-2:])
-    yield from flat.split(max(1, PIECE // max(1, flat[0].numel()))) if len(flat) else ()
+    if len(flat):
+        yield from torch.split(flat, max(1, PIECE // max(1, flat[0].numel())))
 
 
 def _off_diagonal(matrices: Tensor) -> Tensor:
