@@ -1,6 +1,6 @@
 """What an exact optimum in a bandit costs, against scipy's L-BFGS on each problem and batched Adam, down to a gradient norm of 1e-10.
 
-    python -m benchmarks solver --out results/                        all parts (under 5 minutes)
+    python -m benchmarks solver --out results/                        all parts (about 3 minutes of CPU time)
     python -m benchmarks solver --out results/ --parts peers          only the ratios
     python -m benchmarks solver --out results/ --parts growth --largest 100000
 
