@@ -178,6 +178,7 @@ class ReferenceConfig(_Checked):
     samples: int = _number(384, above=0)  # fresh completions; steps * reference_batch_size should not exceed it
     top_k: int = _number(64, above=0)  # next-token probabilities stored per position, besides the tail's mass
     batch_size: int = _number(16, above=0)  # of the forward passes of the reference
+    models: tuple[str, ...] = ()  # further references (mrpo's), named like model.name, of the same tokenizer
 
 
 @dataclass(frozen=True)

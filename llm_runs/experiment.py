@@ -6,13 +6,14 @@ DIR/reference/             the fine-tuned model: the reference policy
 DIR/samples/*.jsonl        completions of the reference: for pairs and for the KL term, held-out ones of both
 DIR/data/                  your own preferences: the data report, and what it is made of
 DIR/pairs/*.jsonl          labelled pairs, a file for each kind of labels and seed
-DIR/reference_logps/       log-probabilities and token distributions of the reference
+DIR/reference_logps/       log-probabilities and token distributions of the reference; folders in it for what only some objectives need
 DIR/before/*.parquet       evaluations of the reference itself
 DIR/runs/<name>/           a record of each training
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.microbatches import mismatched, needs_in_training
 from llm_runs.sampling import Prompt, derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
@@ -353,6 +355,42 @@ class Experiment:
             labelling.write_pairs(path, labelling.label(self.unlabelled[side], labels.temperature, seed))
         return labelling.read_pairs(path)
 
+    # -- other kinds of preferences ------------------------------------------------------------------------------
+
+    @cached_property
+    def candidates(self) -> list[list[TokenSample]]:
+        """Scored completions of each training prompt, of the user's own data or sampled; none where there are no scores."""
+        if self.own_pairs is not None:
+            given = self._own_samples("candidates")
+            return [list(group) for _, group in itertools.groupby(given, key=lambda sample: sample.prompt_ids)]
+        assert self.reward is not None
+        scored = rewards.score_samples(self.reward, self.samples("pairs"))
+        count = 2 * self.config.sampling.pairs_per_prompt
+        return [scored[start : start + count] for start in range(0, len(scored), count)]
+
+    @cached_property
+    def unpaired(self) -> list[TokenSample]:
+        """Completions of the user's own data that are labelled desirable (reward 1) or not (0); none in other data."""
+        return self._own_samples("unpaired") if self.own_pairs is not None else []
+
+    def candidates_for(self, objective: objectives.Objective) -> list[list[TokenSample]]:
+        """`candidates` where the objective trains on them: always if pairs cannot stand for them, else if a prompt has more than two."""
+        terms = [term for term in objective.terms if term.source == "candidates"]
+        if not terms or (all(t.accepts_pairs for t in terms) and max(map(len, self.candidates), default=0) <= 2):
+            return []
+        return self.candidates
+
+    def unpaired_for(self, objective: objectives.Objective) -> list[TokenSample]:
+        """`unpaired` where the objective trains on them."""
+        return self.unpaired if "unpaired" in objective.needs else []
+
+    def _own_samples(self, kind: str) -> list[TokenSample]:
+        """Of the user's own data, in the order of the records; nothing of held-out prompts."""
+        path = self.out / "data" / f"{kind}.jsonl"
+        held_out = {pair.prompt_ids for pair in self.unlabelled["held_out"]}
+        found = sampling.read_samples(path) if path.is_file() else []
+        return [sample for sample in found if sample.prompt_ids not in held_out]
+
     # -- what is kept of the reference ---------------------------------------------------------------------------
 
     @cached_property
@@ -361,27 +399,91 @@ class Experiment:
 
         Raises ReferenceCacheError where the folder holds those of another model, other data or other settings.
         """
-        folder, config = self.out / "reference_logps", self.config
-        if not self.has_reference:
-            self.fine_tune()
-        source = self.out / "reference" if config.sft.steps else self.base
         samples = self.samples("reference")
-        if config.training.reference_samples == "pairs":
+        if self.config.training.reference_samples == "pairs":
             samples = [*samples, *(sample for pair in self.unlabelled["training"] for sample in pair.samples)]
-        sequences = [sample for side in self.unlabelled.values() for pair in side for sample in pair.samples]
-        others = {
-            "source": models.source_fingerprint(source, self._revision if str(source) == self.base else None),
-            "data": reference.data_fingerprint([*sequences, *samples]),
+        pairs = [pair for side in self.unlabelled.values() for pair in side]
+        return self._scored("", samples=samples, pairs=pairs)
+
+    def reference_logps_for(self, objective: objectives.Objective) -> reference.ReferenceLogps:
+        """`reference_logps`, and what only some objectives need besides: each kind is computed once, in a folder of its own.
+
+        "candidates" and "unpaired": of such data. "mismatched": completions under other prompts. "distributions": along the pairs.
+        """
+        needs = self.needs(objective)
+        sides = [sample for pair in self.unlabelled["training"] for sample in pair.samples]
+        found = self.reference_logps
+        if "candidates" in needs:
+            found = found.joined(self._scored("candidates", [s for group in self.candidates for s in group]))
+        if "unpaired" in needs:
+            found = found.joined(self._scored("unpaired", self.unpaired))
+        if "mismatched_logps" in needs:
+            labelled = self.unpaired if "unpaired" in needs else sides
+            crossed = mismatched([(s.prompt_ids, s.completion_ids) for s in labelled], self.context).values()
+            found = found.joined(self._scored("mismatched", [TokenSample(*sequence) for sequence in crossed]))
+        if "token_kl" in needs:
+            found = found.joined(self._scored("distributions", samples=sides))
+        return found
+
+    def other_references(self, objective: objectives.Objective) -> list[reference.ReferenceLogps]:
+        """Log-probabilities of the training pairs under each of `reference.models`, where the objective needs them."""
+        if "references" not in objective.needs:
+            return []
+        sides = [sample for pair in self.unlabelled["training"] for sample in pair.samples]
+        return [self._scored("other references", sides, model=name) for name in self.config.reference.models]
+
+    def needs(self, objective: objectives.Objective) -> frozenset[str]:
+        """What a training takes from this run's data."""
+        return needs_in_training(
+            objective, candidates=bool(self.candidates_for(objective)), unpaired=bool(self.unpaired_for(objective))
+        )
+
+    def _scored(
+        self,
+        name: str,
+        completions: Sequence[TokenSample] = (),
+        samples: Sequence[TokenSample] = (),
+        pairs: Sequence[TokenPair] = (),
+        model: str | None = None,
+    ) -> reference.ReferenceLogps:
+        """Log-probabilities under the reference, or another model; of `samples` the distributions, too. Computed once.
+
+        Raises ReferenceCacheError where the folder holds those of another model, other data or other settings.
+        """
+        folder, config = self.out / "reference_logps" / name, self.config
+        if model is not None:
+            source = models.prepare(replace(config.model, name=model), self.out / "model")
+            folder /= re.sub(r"[^A-Za-z0-9.-]+", "_", model).strip("_")
+        else:
+            if not self.has_reference:
+                self.fine_tune()
+            source = str(self.out / "reference" if config.sft.steps else self.base)
+        scored = [*(sample for pair in pairs for sample in pair.samples), *completions, *samples]
+        others: dict[str, Any] = {
+            "source": models.source_fingerprint(source, self._revision if source == self.base else None),
+            "data": reference.data_fingerprint(scored),
             "truncation": [self.context, config.data.prompt_tokens, config.data.completion_tokens],
         }
         if not (folder / "reference.json").is_file():
-            pairs = [pair for side in self.unlabelled.values() for pair in side]
-            model = self.load_reference()
-            reference.compute(model, self.tokenizer, pairs, samples, config.reference, **others).save(folder)
+            if model is not None:
+                self._check_other_reference(source, model)
+            loaded = self.load(source)
+            reference.compute(
+                loaded, self.tokenizer, pairs, samples, config.reference, completions=completions, **others
+            ).save(folder)
         stored = reference.ReferenceLogps.load(folder)
         guards.check_same_tokenizer(stored.key.get("tokenizer"), self.tokenizer, str(folder))
         stored.check(reference.reference_key(None, self.tokenizer, config.reference, **others), str(folder))
         return stored
+
+    def _check_other_reference(self, source: str, name: str) -> None:
+        trust = self.config.model.trust_remote_code
+        guards.check_comparable(
+            models.load_tokenizer(source, trust=trust),
+            self.tokenizer,
+            [models.source_settings(each, trust=trust)[0] for each in (source, self.base)],
+            name,
+        )
 
     # -- trainings -----------------------------------------------------------------------------------------------
 

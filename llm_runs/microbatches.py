@@ -7,9 +7,9 @@ seed, so that every objective of a run sees the same pairs in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import TopTokens
 from llm_runs.packing import Rows, TokenSequence, pack
-from llm_runs.reference import ReferenceLogps
+from llm_runs.reference import ReferenceLogps, sequence_digest
+from objectives import Objective
 
 SUPPLIED = frozenset(
     {
@@ -32,9 +33,20 @@ SUPPLIED = frozenset(
         "lengths",
         "reference_token_kl",
         "token_logps",
+        "ref_token_logps",
+        "token_kl",
         "log_collisions",
+        "candidates",
+        "rewards",
+        "unpaired",
+        "mismatched_logps",
+        "references",
     }
 )
+# What of the reference is read off its stored log-probs of the batch's own completions.
+FROM_LOGPS = frozenset({"ref_logps", "ref_token_logps", "mismatched_logps", "references"})
+# What else must have been stored of it.
+FROM_DISTRIBUTIONS = frozenset({"reference_token_kl", "token_kl"})
 
 
 class TrainingError(InputError):
@@ -46,10 +58,12 @@ class Microbatch:
     """One forward pass: distinct sequences, and which of them play which role."""
 
     rows: Rows
-    roles: dict[str, Tensor]  # "chosen", "rejected", "reference_samples", "pretraining" -> indices of sequences
-    ref_chosen_logps: Tensor | None = None  # (pairs,)
-    ref_rejected_logps: Tensor | None = None
-    top: TopTokens | None = None  # reference distributions of the last T_k tokens, those of the reference samples
+    roles: dict[str, Tensor]  # "chosen", "rejected", "reference_samples", "mismatched", ... -> indices of sequences
+    ref_logps: Tensor | None = None  # (T,) the reference's of every token; 0 where the objective needs none
+    other_ref_logps: Tensor | None = None  # (K - 1, T) of every token under each further reference
+    top: TopTokens | None = None  # reference distributions of the last T_k tokens
+    rewards: Tensor | None = None  # (groups, K) of the candidates
+    desirable: Tensor | None = None  # (unpaired examples,)
     sample_ref_logps: Tensor | None = None  # (reference samples,) as noted when they were drawn
 
 
@@ -71,10 +85,16 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         config: TrainingConfig,
         seed: int,
         share: bool = False,
+        *,
+        candidates: Sequence[Sequence[TokenSample]] = (),
+        unpaired: Sequence[TokenSample] = (),
+        references: Sequence[ReferenceLogps] = (),
+        context: int | None = None,
     ) -> None:
         if unknown := needs - SUPPLIED:
             raise TrainingError(f"the objective needs {', '.join(sorted(unknown))}, which training does not supply")
         self.needs, self.pairs, self.samples, self.texts, self.reference = needs, pairs, samples, texts, reference
+        self.candidates, self.unpaired, self.references = candidates, unpaired, references
         self.live = config.reference == "live"
         self.share = share
         self.paired_samples = config.reference_samples == "pairs"  # the pairs' completions are the reference samples
@@ -91,6 +111,8 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         # Pairs are drawn first: their order must not depend on what else the objective needs.
         for source, examples, key in (
             ("pairs", pairs, "batch_size"),
+            ("candidates", candidates, "batch_size"),
+            ("unpaired", unpaired, "batch_size"),
             ("reference_samples", samples, "reference_batch_size"),
             ("pretraining", texts, "pretraining_batch_size"),
         ):
@@ -98,7 +120,9 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             if source not in needs or (source == "reference_samples" and self.paired_samples):
                 continue
             if not examples:
-                raise TrainingError(f"the objective needs {source.replace('_', ' ')}, but none are given")
+                raise TrainingError(
+                    f"the objective needs {source.replace('_', ' ')}{_WHAT.get(source, '')}, but none are given"
+                )
             if size % self.per_step:
                 raise TrainingError(
                     f"training.{key} ({size}) must be a multiple of the {self.per_step} forward passes of a step "
@@ -111,8 +135,25 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             if "pairs" not in self.passes:
                 raise TrainingError('training.reference_samples is "pairs", but the objective has no pairs')
             self.passes["reference_samples"] = self.passes["pairs"]
-        if "ref_logps" in needs and not self.live:
-            self.ref_logps = self._reference("log-probabilities of the pairs").pair_logps(pairs)
+        if "candidates" in needs:
+            _check_groups(candidates)
+        self.mismatched: dict[TokenSequence, TokenSequence] = {}
+        if "mismatched_logps" in needs:
+            self.mismatched = mismatched(self._labelled(), context)
+        if needs & FROM_LOGPS and not self.live:
+            reference = self._reference("log-probabilities")
+            for sequence in chain(self._scored(), self.mismatched.values()):
+                reference.logp(*sequence)  # an error now is better than one after hours
+        if "references" in needs:
+            if not references:
+                raise TrainingError("the objective needs several references: name the others in reference.models")
+            for reference in references:
+                reference.pair_logps(pairs)
+        if "token_kl" in needs:
+            reference = self._reference("token distributions along the pairs")
+            for pair in pairs:
+                for sample in pair.samples:
+                    reference.distributions(sample)
         if "reference_token_kl" in needs:
             self._reference("token distributions along its samples")
 
@@ -123,6 +164,8 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         """By source: the examples of one microbatch, each under its position among all that were given."""
         given: dict[str, Sequence[Any]] = {
             "pairs": self.pairs,
+            "candidates": self.candidates,
+            "unpaired": self.unpaired,
             "reference_samples": self.samples,
             "pretraining": self.texts,
         }
@@ -135,6 +178,16 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         if pairs:
             roles["chosen"] = [(p.prompt_ids, p.chosen_ids) for p in pairs]
             roles["rejected"] = [(p.prompt_ids, p.rejected_ids) for p in pairs]
+        groups = [self.candidates[i] for i in drawn.get("candidates", [])]
+        if groups:
+            roles["candidates"] = [(s.prompt_ids, s.completion_ids) for group in groups for s in group]
+        unpaired = [self.unpaired[i] for i in drawn.get("unpaired", [])]
+        if unpaired:
+            roles["unpaired"] = [(s.prompt_ids, s.completion_ids) for s in unpaired]
+        if self.mismatched:
+            own = roles["unpaired"] if unpaired else roles["chosen"] + roles["rejected"]
+            roles["mismatched"] = [self.mismatched[sequence] for sequence in own]
+        compared = set(chain.from_iterable(roles.values()))  # with the reference
         samples = [self.samples[i] for i in drawn.get("reference_samples", [])]
         if "reference_samples" in self.needs:
             own = [(s.prompt_ids, s.completion_ids) for s in samples]
@@ -144,6 +197,8 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             roles["pretraining"] = [(text[:1], text[1:]) for text in texts]
         # What plays several roles is scored once; what has a reference distribution comes last.
         last = set(roles["reference_samples"] if "reference_token_kl" in self.needs else ())
+        if "token_kl" in self.needs:
+            last |= {*roles["chosen"], *roles["rejected"]}
         sequences = sorted(dict.fromkeys(chain.from_iterable(roles.values())), key=lambda sequence: sequence in last)
         place = {sequence: i for i, sequence in enumerate(sequences)}
         item = pack(sequences, self.share).tensors() | {"index": torch.tensor(index)}
@@ -151,8 +206,15 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             item[f"role/{role}"] = torch.tensor([place[sequence] for sequence in played])
         if samples and self.noted:
             item["sample_ref_logps"] = torch.tensor([sample.logp for sample in samples])
-        if "ref_logps" in self.needs and not self.live:
-            item["ref_chosen_logps"], item["ref_rejected_logps"] = (v[drawn["pairs"]] for v in self.ref_logps)
+        if groups:
+            item["rewards"] = torch.tensor([[sample.reward for sample in group] for group in groups])
+        if unpaired:
+            item["desirable"] = torch.tensor([_is_desirable(sample) for sample in unpaired])
+        if self.needs & FROM_LOGPS and not self.live:
+            item["ref_logps"] = _token_logps(self._reference("log-probabilities"), sequences, compared)
+        if "references" in self.needs:
+            others = [_token_logps(reference, sequences, compared) for reference in self.references]
+            item["other_ref_logps"] = torch.stack(others)
         if last:
             reference = self._reference("token distributions")
             stored = [reference.distributions(TokenSample(*sequence)) for sequence in sequences if sequence in last]
@@ -163,14 +225,29 @@ class Microbatches(Dataset[dict[str, Tensor]]):
 
     def sequences(self) -> list[TokenSequence]:
         """Every sequence that the objective may see, for checks and for trying the model out."""
-        found: list[TokenSequence] = []
-        if "pairs" in self.order:
-            found += [(p.prompt_ids, c) for p in self.pairs for c in (p.chosen_ids, p.rejected_ids)]
+        found = [*self._scored(), *self.mismatched.values()]
         if "reference_samples" in self.order:
             found += [(s.prompt_ids, s.completion_ids) for s in self.samples]
         if "pretraining" in self.order:
             found += [(tuple(text[:1]), tuple(text[1:])) for text in self.texts]
         return found
+
+    def _scored(self) -> list[TokenSequence]:
+        """Prompts with completions of the pairs, candidates and unpaired examples that the objective sees."""
+        found: list[TokenSequence] = []
+        if "pairs" in self.order:
+            found += [(p.prompt_ids, c) for p in self.pairs for c in (p.chosen_ids, p.rejected_ids)]
+        if "candidates" in self.order:
+            found += [(s.prompt_ids, s.completion_ids) for group in self.candidates for s in group]
+        if "unpaired" in self.order:
+            found += [(s.prompt_ids, s.completion_ids) for s in self.unpaired]
+        return found
+
+    def _labelled(self) -> list[TokenSequence]:
+        """The completions that are labelled desirable or not, each on its own: given so, or the sides of the pairs."""
+        if "unpaired" in self.order:
+            return [(s.prompt_ids, s.completion_ids) for s in self.unpaired]
+        return [(p.prompt_ids, c) for p in self.pairs for c in (p.chosen_ids, p.rejected_ids)]
 
     def _reference(self, what: str) -> ReferenceLogps:
         if self.reference is None:
@@ -183,8 +260,75 @@ def unpack(item: dict[str, Tensor]) -> Microbatch:
     rows = Rows(**{entry.name: item[entry.name] for entry in fields(Rows)})
     roles = {name.removeprefix("role/"): tensor for name, tensor in item.items() if name.startswith("role/")}
     top = TopTokens(item["top_ids"], item["top_logps"], item["top_log_tail"]) if "top_ids" in item else None
-    chosen, rejected = item.get("ref_chosen_logps"), item.get("ref_rejected_logps")
-    return Microbatch(rows, roles, chosen, rejected, top, item.get("sample_ref_logps"))
+    values = {
+        name: item.get(name) for name in ("ref_logps", "other_ref_logps", "rewards", "desirable", "sample_ref_logps")
+    }
+    return Microbatch(rows, roles, top=top, **values)
+
+
+_WHAT = {
+    "candidates": " (scored completions of each prompt: data of that kind, or sampled ones with a reward)",
+    "unpaired": " (completions labelled desirable or not)",
+}
+
+
+def needs_in_training(objective: Objective, *, candidates: bool, unpaired: bool) -> frozenset[str]:
+    """What `objective` needs where scored candidates and unpaired labels are given, or (False) where pairs stand for them if they can.
+
+    The two sides of a pair are always unpaired labels, one desirable and one not, also where mismatched prompts are needed.
+    """
+    found: set[str] = set()
+    for term in objective.terms:
+        if term.source == "unpaired":
+            found |= term.needs | {"unpaired" if unpaired else "pairs"}
+        elif term.source == "candidates" and candidates:
+            found |= term.needs | {"candidates"}
+        else:
+            found |= term.needs_on_pairs
+    return frozenset(found)
+
+
+def mismatched(sequences: Iterable[TokenSequence], context: int | None = None) -> dict[TokenSequence, TokenSequence]:
+    """For each prompt and completion: the same prompt with the completion of another one, for kto's reference point (its eq. 7).
+
+    The other is the next with another prompt in the order of their hashes: a random order that is fixed by the data alone, so that the
+    reference's log-probabilities can be computed in advance, whatever is preferred. Completions are cut where the two exceed `context`.
+
+    Raises TrainingError where all prompts are the same.
+    """
+    order = sorted(dict.fromkeys(sequences), key=lambda sequence: sequence_digest(*sequence))
+    if len({prompt for prompt, _ in order}) < 2:
+        raise TrainingError("the objective pairs prompts with other prompts' completions, but there is only one prompt")
+    found: dict[TokenSequence, TokenSequence] = {}
+    for place, (prompt, completion) in enumerate(order):
+        other = next(o for step in count(place + 1) if (o := order[step % len(order)])[0] != prompt)
+        found[prompt, completion] = prompt, other[1][: None if context is None else context - len(prompt)]
+    return found
+
+
+def _token_logps(
+    reference: ReferenceLogps, sequences: Sequence[TokenSequence], compared: Collection[TokenSequence]
+) -> Tensor:
+    """(T,): the reference's of every token of the sequences; 0 where they are not compared with it."""
+    none = reference.token_logps.new_zeros
+    return torch.cat([reference.logps_of_tokens(*s) if s in compared else none(len(s[1])) for s in sequences])
+
+
+def _check_groups(groups: Sequence[Sequence[TokenSample]]) -> None:
+    sizes = sorted({len(group) for group in groups})
+    if len(sizes) > 1 or sizes[0] < 2:
+        raise TrainingError(
+            f"the prompts have {sizes[0]} to {sizes[-1]} candidates each; every prompt must have equally many, at least 2: "
+            "keep as many of each"
+        )
+    for index, group in enumerate(groups):
+        if any(sample.reward is None for sample in group):
+            raise TrainingError(f"candidates {index}: a completion has no reward; score all, or leave the prompt out")
+
+
+def _is_desirable(sample: TokenSample) -> bool:
+    """A reward of 1 (else 0), as unpaired labels are kept."""
+    return bool(sample.reward)
 
 
 def _cycled(n: int, count: int, generator: torch.Generator) -> Tensor:

@@ -106,8 +106,11 @@ def train(experiment: Experiment, one: Training) -> str | None:
         model,
         objective,
         pairs,
-        reference=lambda: experiment.reference_logps,
+        reference=lambda: experiment.reference_logps_for(objective),
+        references=experiment.other_references(objective),
         reference_samples=experiment.samples("reference") if "reference_samples" in needs else (),
+        candidates=experiment.candidates_for(objective),
+        unpaired=experiment.unpaired_for(objective),
         pretraining=experiment.other_texts["pretraining"] if "pretraining" in needs else (),
         config=config.training,
         seed=one.labels.seed,
@@ -283,12 +286,16 @@ def _label(experiment: Experiment) -> str | None:
 
 
 def _reference(experiment: Experiment) -> str | None:
-    if (experiment.out / "reference_logps" / "reference.json").is_file():
-        return None
+    folder = experiment.out / "reference_logps"
+    before = set(folder.rglob("reference.json"))
+    count = 0
     with memory.lower("reference.batch_size", experiment.config.reference.batch_size):
-        count = len(experiment.reference_logps)
+        for text in experiment.config.objectives:
+            objective = objectives.parse(text)
+            count = max(count, len(experiment.reference_logps_for(objective)))
+            experiment.other_references(objective)
     _free()
-    return f"{count} completions"
+    return f"{count} completions" if set(folder.rglob("reference.json")) > before else None
 
 
 def _before(experiment: Experiment) -> str | None:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from llm_runs.models import autocast, tokenizer_fingerprint
 from llm_runs.scoring import Scorer
 
 FORMAT = 2
+OF_MODEL = ("model", "dtype", "tokenizer", "template", "top_k")  # of a key: what the numbers depend on besides the data
 _TABLE, _MANIFEST = "reference.safetensors", "reference.json"
 
 
@@ -95,12 +97,24 @@ class ReferenceLogps:
 
     def _row(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> int:
         try:
-            return self._rows[_digest(prompt_ids, completion_ids)]
+            return self._rows[sequence_digest(prompt_ids, completion_ids)]
         except KeyError:
             raise ReferenceCacheError(
                 f"no reference log-probability for a completion of {len(completion_ids)} tokens: the cache was computed for other data "
                 "or another tokenizer; compute it again for these pairs and samples"
             ) from None
+
+    def joined(self, other: ReferenceLogps) -> ReferenceLogps:
+        """These completions and those of `other`, whose numbers count where both have one. ReferenceCacheError: of another reference."""
+        own = {name: self.key[name] for name in OF_MODEL}
+        other.check(own, "further log-probabilities")
+        first, second = self._tensors(), other._tensors()
+        for tensors, others in ((first, second), (second, first)):
+            for name in ("ids", "top_logps"):  # as wide as the others' where there are none
+                if not len(tensors[name]):
+                    tensors[name] = others[name][:0]
+        second["start"] = torch.where(second["start"] < 0, second["start"], second["start"] + len(first["log_tail"]))
+        return ReferenceLogps(key=self.key, **{name: torch.cat([first[name], second[name]]) for name in first})
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder's two files; the manifest, with the checksum of the other, comes last."""
@@ -185,7 +199,7 @@ def reference_key(
 
 def data_fingerprint(samples: Iterable[TokenSample]) -> str:
     """sha256 of the distinct completions with their prompts, in whatever order."""
-    digests = {_digest(sample.prompt_ids, sample.completion_ids) for sample in samples}
+    digests = {sequence_digest(sample.prompt_ids, sample.completion_ids) for sample in samples}
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
@@ -205,17 +219,20 @@ def compute(
     pairs: Sequence[TokenPair],
     samples: Sequence[TokenSample],
     config: ReferenceConfig,
+    *,
+    completions: Sequence[TokenSample] = (),
     **others: Any,
 ) -> ReferenceLogps:
     """Score every pair's completions, and every sample with its next-token distributions, under the reference `model`.
 
-    Each distinct completion is scored once. The model is left in evaluation mode; free it afterwards. `others`: further parts of the
-    key, see `reference_key`.
+    `completions` are scored like the pairs'. Each distinct completion is scored once. The model is left in evaluation mode; free it
+    afterwards. `others`: further parts of the key, see `reference_key`.
     """
     model.eval()
-    with_top = {_digest(s.prompt_ids, s.completion_ids): (s.prompt_ids, s.completion_ids) for s in samples}
+    with_top = {sequence_digest(s.prompt_ids, s.completion_ids): (s.prompt_ids, s.completion_ids) for s in samples}
     without = {
-        _digest(s.prompt_ids, s.completion_ids): (s.prompt_ids, s.completion_ids) for p in pairs for s in p.samples
+        sequence_digest(s.prompt_ids, s.completion_ids): (s.prompt_ids, s.completion_ids)
+        for s in chain((s for p in pairs for s in p.samples), completions)
     }
     scored = {**without, **with_top}
     # Longest first: batches of similar length waste little on padding, and too large a batch fails at once.
@@ -282,6 +299,7 @@ def margin_deviation(samples: Iterable[TokenSample]) -> float:
     return deviation
 
 
-def _digest(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:
+def sequence_digest(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> bytes:
+    """By what a completion of a prompt is found again, 16 bytes."""
     ids = torch.tensor([len(prompt_ids), *prompt_ids, *completion_ids], dtype=torch.int64)
     return hashlib.blake2b(ids.numpy().tobytes(), digest_size=16).digest()

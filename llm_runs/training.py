@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,15 @@ from analysis.records import atomic_write, fingerprint
 from llm_runs import failures, guards, memory, reporting
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
-from llm_runs.microbatches import Microbatch, Microbatches, TrainingError, unpack
+from llm_runs.microbatches import (
+    FROM_DISTRIBUTIONS,
+    FROM_LOGPS,
+    Microbatch,
+    Microbatches,
+    TrainingError,
+    needs_in_training,
+    unpack,
+)
 from llm_runs.models import autocast, context_length
 from llm_runs.packing import Rows
 from llm_runs.progress import show_progress
@@ -57,8 +66,11 @@ def train(
     pairs: Sequence[TokenPair],
     *,
     reference: ReferenceLogps | Callable[[], ReferenceLogps] | None = None,
+    references: Sequence[ReferenceLogps] = (),
     reference_samples: Sequence[TokenSample] = (),
     pretraining: Sequence[Sequence[int]] = (),
+    candidates: Sequence[Sequence[TokenSample]] = (),
+    unpaired: Sequence[TokenSample] = (),
     config: TrainingConfig,
     seed: int,
     out: Path,
@@ -74,8 +86,12 @@ def train(
         objective: from `objectives.get`; a `temperature="auto"` must have been resolved.
         pairs: labelled pairs in token ids.
         reference: the reference's stored numbers, or a function that loads them. Touched only if the objective needs them.
+        references: further references' numbers on the pairs, for objectives with several.
         reference_samples: completions of the reference, made in advance; drawn only if the objective needs them.
         pretraining: token ids of texts; drawn only if the objective needs them.
+        candidates: K completions of one prompt each, with rewards. Objectives on candidates use them where they are given; else
+            pairs stand for them if they can.
+        unpaired: completions with reward 1 (desirable) or 0. Objectives on these use them where given, else the sides of the pairs.
         config: steps, batch sizes, optimiser.
         seed: of the order of the examples (the same for every objective) and of LoRA's initial weights.
         out: folder for checkpoints (`checkpoints/`, from which an interrupted training goes on) and a failing batch.
@@ -97,11 +113,24 @@ def train(
     reporting.check(config.report_to)
     if objective.needs_temperature:
         raise TrainingError(f"{objective.label}: resolve temperature='auto' first (objective.with_temperature(number))")
-    from_reference = {"reference_token_kl"} | ({"ref_logps"} if config.reference == "precomputed" else set())
+    needs = needs_in_training(objective, candidates=bool(candidates), unpaired=bool(unpaired))
+    from_reference = FROM_DISTRIBUTIONS | (FROM_LOGPS if config.reference == "precomputed" else frozenset())
     stored: ReferenceLogps | None = None
-    if from_reference & objective.needs:
+    if from_reference & needs:
         stored = reference() if callable(reference) else reference
-    data = Microbatches(objective.needs_on_pairs, pairs, reference_samples, pretraining, stored, config, seed)
+    data = Microbatches(
+        needs,
+        pairs,
+        reference_samples,
+        pretraining,
+        stored,
+        config,
+        seed,
+        candidates=candidates,
+        unpaired=unpaired,
+        references=references,
+        context=context_length(model),
+    )
     _check_lengths(model, data)
     if stored is not None and starts_as_reference:
         guards.check_same_weights(stored.key, model)
@@ -119,7 +148,7 @@ def train(
     checkpoints = out / "checkpoints"
     resume_from = _resumable(checkpoints, _identity(objective, data, config, seed)) if config.save_every else None
 
-    live = _LiveReference(model, config) if "ref_logps" in objective.needs and config.reference == "live" else None
+    live = _LiveReference(model, config) if FROM_LOGPS & needs and config.reference == "live" else None
     disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -197,31 +226,58 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _batches(self, model: Any, microbatch: Microbatch) -> dict[str, objectives.Batch]:
         rows, roles = microbatch.rows, microbatch.roles
-        needs = self.objective.needs_on_pairs
+        needs = self.train_dataset.needs
         scores = self.scorer.score(model, rows, microbatch.top, collisions="log_collisions" in needs)
+        ref_tokens = microbatch.ref_logps if self.live is None else self.live.logps(self.scorer, model, rows)
         logps, lengths = rows.by_sequence(scores.logps).sum(-1), rows.lengths
+        ref_logps = None if ref_tokens is None else rows.by_sequence(ref_tokens).sum(-1)
+
+        def reference(role: str) -> Tensor | None:
+            return None if ref_logps is None else ref_logps[roles[role]]
+
         batches: dict[str, objectives.Batch] = {}
         if "pairs" in needs:
             chosen, rejected = roles["chosen"], roles["rejected"]
-            ref_chosen, ref_rejected = microbatch.ref_chosen_logps, microbatch.ref_rejected_logps
-            if self.live is not None:
-                ref_logps = self.live.logps(self.scorer, model, rows)
-                ref_chosen, ref_rejected = ref_logps[chosen], ref_logps[rejected]
-            batches["pairs"] = objectives.PairBatch(
+            pairs = batches["pairs"] = objectives.PairBatch(
                 chosen_logps=logps[chosen],
                 rejected_logps=logps[rejected],
-                ref_chosen_logps=ref_chosen,
-                ref_rejected_logps=ref_rejected,
+                ref_chosen_logps=reference("chosen"),
+                ref_rejected_logps=reference("rejected"),
                 chosen_lengths=lengths[chosen],
                 rejected_lengths=lengths[rejected],
-                **_token_fields(needs, microbatch, scores),
+                **_token_fields(needs, microbatch, scores, ref_tokens),
+                **_reference_fields(microbatch, ref_logps),
+            )
+            if "mismatched" in roles and "unpaired" not in needs:
+                batches["unpaired"] = replace(
+                    pairs.as_unpaired(),
+                    mismatched_logps=logps[roles["mismatched"]],
+                    ref_mismatched_logps=reference("mismatched"),
+                )
+        if "candidates" in needs:
+            assert microbatch.rewards is not None
+            groups, shape = roles["candidates"], microbatch.rewards.shape
+            ref_groups = reference("candidates")
+            batches["candidates"] = objectives.CandidateBatch(
+                logps=logps[groups].view(shape),
+                ref_logps=None if ref_groups is None else ref_groups.view(shape),
+                rewards=microbatch.rewards,
+            )
+        if "unpaired" in needs:
+            assert microbatch.desirable is not None
+            batches["unpaired"] = objectives.UnpairedBatch(
+                logps=logps[roles["unpaired"]],
+                desirable=microbatch.desirable,
+                ref_logps=reference("unpaired"),
+                mismatched_logps=logps[roles["mismatched"]] if "mismatched" in roles else None,
+                ref_mismatched_logps=reference("mismatched") if "mismatched" in roles else None,
             )
         if "reference_samples" in needs:
             samples = roles["reference_samples"]
             batches["reference_samples"] = objectives.SampleBatch(
                 logps=logps[samples],
                 lengths=lengths[samples],
-                token_kl=_summed_kl(microbatch, scores)[samples] if microbatch.top is not None else None,
+                token_kl=_summed_kl(microbatch, scores)[samples] if "reference_token_kl" in needs else None,
             )
         if "pretraining" in needs:
             texts = roles["pretraining"]
@@ -267,12 +323,12 @@ class _LiveReference:
 
     @torch.no_grad()
     def logps(self, scorer: Scorer, policy: Any, rows: Rows) -> Tensor:
-        """Summed log-probs of the sequences: of the copy, or of the policy with its adapters off."""
+        """Log-probs of all completion tokens, (T,): of the copy, or of the policy with its adapters off."""
         with ExitStack() as stack:
             if self.model is None:
                 stack.enter_context(policy.disable_adapter())
             stack.enter_context(autocast(rows.input_ids.device))
-            return rows.by_sequence(scorer.score(self.model or policy, rows).logps).sum(-1)
+            return scorer.score(self.model or policy, rows).logps
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -359,6 +415,12 @@ def _check_lengths(model: PreTrainedModel, data: Microbatches) -> None:
     limit, vocabulary = context_length(model), int(model.config.vocab_size)
     examples = [
         *((f"pair {i}", p.prompt_ids, c) for i, p in enumerate(data.pairs) for c in (p.chosen_ids, p.rejected_ids)),
+        *(
+            (f"candidates {i}", s.prompt_ids, s.completion_ids)
+            for i, group in enumerate(data.candidates)
+            for s in group
+        ),
+        *((f"unpaired example {i}", s.prompt_ids, s.completion_ids) for i, s in enumerate(data.unpaired)),
         *((f"reference sample {i}", s.prompt_ids, s.completion_ids) for i, s in enumerate(data.samples)),
         *((f"pretraining text {i}", text[:1], text[1:]) for i, text in enumerate(data.texts)),
     ]
@@ -381,13 +443,18 @@ def _check_start(batches: Mapping[str, objectives.Batch], reduced_precision: boo
     absolute, relative = (0.5, 0.02) if reduced_precision else (1e-3, 1e-5)
     pairs, samples = batches.get("pairs"), batches.get("reference_samples")
     differences: list[tuple[Tensor, Tensor]] = []
+    compared: list[tuple[Tensor, Tensor | None]] = []
     if isinstance(pairs, objectives.PairBatch):
-        for policy, reference in (
+        compared += [
             (pairs.chosen_logps, pairs.ref_chosen_logps),
             (pairs.rejected_logps, pairs.ref_rejected_logps),
-        ):
-            if reference is not None:
-                differences.append(((policy - reference).abs(), reference.abs()))
+        ]
+    for batch in batches.values():
+        if isinstance(batch, objectives.CandidateBatch | objectives.UnpairedBatch):
+            compared.append((batch.logps, batch.ref_logps))
+        if isinstance(batch, objectives.UnpairedBatch) and batch.mismatched_logps is not None:
+            compared.append((batch.mismatched_logps, batch.ref_mismatched_logps))
+    differences += [((policy - ref).abs(), ref.abs()) for policy, ref in compared if ref is not None]
     if isinstance(samples, objectives.SampleBatch) and samples.token_kl is not None:
         differences.append((samples.token_kl.abs(), samples.logps.abs()))
     for difference, size in differences:
@@ -399,7 +466,9 @@ def _check_start(batches: Mapping[str, objectives.Batch], reduced_precision: boo
             )
 
 
-def _token_fields(needs: frozenset[str], microbatch: Microbatch, scores: TokenScores) -> dict[str, Tensor]:
+def _token_fields(
+    needs: frozenset[str], microbatch: Microbatch, scores: TokenScores, ref_tokens: Tensor | None
+) -> dict[str, Tensor]:
     """What objectives on single tokens look at, by field of the pairs' batch."""
     rows = microbatch.rows
     fields: dict[str, Tensor] = {}
@@ -407,9 +476,24 @@ def _token_fields(needs: frozenset[str], microbatch: Microbatch, scores: TokenSc
         role = microbatch.roles[side]
         if "token_logps" in needs:
             fields |= {f"{side}_token_logps": rows.by_sequence(scores.logps)[role], f"{side}_mask": rows.mask[role]}
+        if "ref_token_logps" in needs:
+            assert ref_tokens is not None
+            fields[f"ref_{side}_token_logps"] = rows.by_sequence(ref_tokens)[role]
+        if "token_kl" in needs:
+            fields[f"{side}_token_kl"] = _summed_kl(microbatch, scores)[role]
         if scores.log_collisions is not None:
             fields[f"{side}_log_collisions"] = rows.by_sequence(scores.log_collisions)[role]
     return fields
+
+
+def _reference_fields(microbatch: Microbatch, ref_logps: Tensor | None) -> dict[str, Tensor]:
+    """Log-probs of the pairs under every reference, (N, K), the first being the main one; nothing where there is but one."""
+    if microbatch.other_ref_logps is None:
+        return {}
+    others = [microbatch.rows.by_sequence(tokens).sum(-1) for tokens in microbatch.other_ref_logps]
+    assert ref_logps is not None
+    every = torch.stack([ref_logps, *others], dim=-1)
+    return {f"{side}_reference_logps": every[microbatch.roles[side]] for side in ("chosen", "rejected")}
 
 
 def _summed_kl(microbatch: Microbatch, scores: TokenScores) -> Tensor:
@@ -491,11 +575,14 @@ def _identity(objective: objectives.Objective, data: Microbatches, config: Train
     """What a checkpoint belongs to: objective, data in their order, settings, seed."""
     sources = {
         "pairs": [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in data.pairs],
+        "candidates": [[(s.prompt_ids, s.completion_ids, s.reward) for s in group] for group in data.candidates],
+        "unpaired": [(s.prompt_ids, s.completion_ids, s.reward) for s in data.unpaired],
         "reference_samples": [(s.prompt_ids, s.completion_ids) for s in data.samples],
         "pretraining": [tuple(text) for text in data.texts],
     }
     used = {source: sources[source] for source in sorted(data.order)}
-    return fingerprint([objective.label, used, config.decisive, seed, data.reference.key if data.reference else None])
+    keys = [reference.key for reference in (data.reference, *data.references) if reference is not None]
+    return fingerprint([objective.label, used, config.decisive, seed, keys])
 
 
 def _resumable(folder: Path, identity: str) -> str | None:

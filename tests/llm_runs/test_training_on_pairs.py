@@ -48,11 +48,11 @@ def test_others_train(label: str, stored: ReferenceLogps, tmp_path: Path) -> Non
 
 def test_what_pairs_cannot_stand_for_is_refused(stored: ReferenceLogps, tmp_path: Path) -> None:
     for label, missing in (
-        ("exo_rw", "candidates, rewards"),
-        ("kto", "mismatched_logps, unpaired"),
-        ("tdpo", "token_kl"),
+        ("exo_rw", "candidates"),
+        ("mrpo", "several references: name the others in reference.models"),
+        ("reverse_kl", "policy_kl, rollouts"),
     ):
-        with pytest.raises(TrainingError, match=f"the objective needs {missing}, which training does not supply"):
+        with pytest.raises(TrainingError, match=f"the objective needs {missing}"):
             weights_after(label, stored, tmp_path)
 
 
