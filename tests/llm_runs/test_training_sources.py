@@ -355,3 +355,20 @@ def test_tdpo_refuses_pairs_without_distributions(tokenizer: PreTrainedTokenizer
     sums = reference.compute(llama(), tokenizer, PAIRS, [], ReferenceConfig())
     with pytest.raises(reference.ReferenceCacheError, match="has no stored token distributions"):
         train(llama(), objectives.get("tdpo"), PAIRS, reference=sums, config=CONFIG, seed=0, out=tmp_path)
+
+
+def test_every_name_of_the_registry_trains_but_one(stored: ReferenceLogps, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=1, kl_limit=None)
+    given = {"candidates": GROUPS, "unpaired": UNPAIRED, "references": [stored], "pretraining": [(1, 2, 3)] * 8}
+    samples = [replace(sample, logp=-3.0) for group in GROUPS for sample in group][:8]
+    for name in objectives.names():
+        model, objective = llama(), objectives.get(name)
+        if objective.needs_temperature:
+            objective = objective.with_temperature(2.0)
+        arguments = {"reference": stored, "reference_samples": samples, "config": config, "seed": 0, "out": tmp_path}
+        if name == "reverse_kl":
+            with pytest.raises(TrainingError, match="needs policy_kl, rollouts, which training does not supply"):
+                train(model, objective, PAIRS, **arguments, **given)
+            continue
+        train(model, objective, PAIRS, **arguments, **given)
+        assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()), name
