@@ -32,7 +32,7 @@ def solve_any(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswe
     """
     with watched() as used:
         _one(function, 0)(start[:1])
-    if start[0].numel() <= fields.LARGEST and ("stop_gradient" in used or following.detached(function)):
+    if start[0].numel() <= fields.LARGEST and following.held_fixed(function, used):
         answer = following.follow(function, start, lambda some, begin: _minimised(some, begin, smooth, used, 0))
     else:
         answer = _minimised(function, start, smooth, used, None)

@@ -30,8 +30,14 @@ DIFFERENT = 1e-4
 Smooth = Callable[[Function, Tensor], TabularAnswer]
 
 
-def detached(function: Function) -> bool:
-    """Whether a loss's gradient is not the derivative of its value: some of it is held fixed, be it by a plain ``detach()``.
+def held_fixed(function: Function, used: set[str]) -> bool:
+    """Whether a part of a loss is held fixed, so that training follows a field that is no gradient: the loss says so itself (``used``, what
+    an evaluation was seen to use), or its values do."""
+    return "stop_gradient" in used or _detached(function)
+
+
+def _detached(function: Function) -> bool:
+    """Whether a loss's gradient is not the derivative of its value, be it by a plain ``detach()``.
 
     Autograd against central differences of the first problem's value, at two random places, where no kink is by chance.
     """

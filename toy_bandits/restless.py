@@ -27,21 +27,12 @@ ROUNDING = 1e-12
 def never_rests(function: Function) -> tuple[Tensor, Tensor, Tensor]:
     """Which problems (B,) are proved to move on for ever, which (B,) at least to have no zero, and a direction (B, X, A) of the former's
     logits."""
-    problem = function.problem
-    none = torch.zeros_like(problem.contexts[:, 0], dtype=torch.bool)
-    direction = torch.zeros_like(problem.reference)
-    term = function.objective.terms[0]
-    if len(function.objective.terms) > 1 or not isinstance(term, UnpairedTerm) or term.link is None:
+    none = torch.zeros_like(function.problem.contexts[:, 0], dtype=torch.bool)
+    direction = torch.zeros_like(function.problem.reference)
+    signs = slope_signs(function)
+    if signs is None:
         return none, none, direction
-    wins, losses = (problem.label_weights.sum(side) for side in (-1, -2))
-    up, down = _weighted(term.desirable_weight, wins), _weighted(term.undesirable_weight, losses)
-    if term.link.even_slope:
-        net = down - up
-        sign = torch.where(net.abs() <= ROUNDING * (up + down), 0.0, net.sign())
-        known = torch.ones_like(sign, dtype=torch.bool)
-    else:
-        sign = torch.where(down == 0, -1.0, 1.0) * ((up > 0) | (down > 0))
-        known = (up == 0) | (down == 0)
+    sign, known = signs
     falls, grows = known & (sign < 0), known & (sign > 0)
     some_fall, some_grow = falls.any(-1, keepdim=True), grows.any(-1, keepdim=True)
     lifted = some_fall & (known & ~falls).any(-1, keepdim=True) & known.all(-1, keepdim=True)
@@ -51,6 +42,20 @@ def never_rests(function: Function) -> tuple[Tensor, Tensor, Tensor]:
         some_grow & (known & ~grows).any(-1, keepdim=True)
     )
     return (lifted | lowered).flatten(1).any(-1), no_zero.flatten(1).any(-1), direction
+
+
+def slope_signs(function: Function) -> tuple[Tensor, Tensor] | None:
+    """(B, X, A): the sign of g_y at every policy, and where it is known; None of objectives that are not of unpaired labels only."""
+    term = function.objective.terms[0]
+    if len(function.objective.terms) > 1 or not isinstance(term, UnpairedTerm) or term.link is None:
+        return None
+    wins, losses = (function.problem.label_weights.sum(side) for side in (-1, -2))
+    up, down = _weighted(term.desirable_weight, wins), _weighted(term.undesirable_weight, losses)
+    if term.link.even_slope:
+        net = down - up
+        sign = torch.where(net.abs() <= ROUNDING * (up + down), 0.0, net.sign())
+        return sign, torch.ones_like(sign, dtype=torch.bool)
+    return torch.where(down == 0, -1.0, 1.0) * ((up > 0) | (down > 0)), (up == 0) | (down == 0)
 
 
 def _weighted(weight: float | Tensor, share: Tensor) -> Tensor:

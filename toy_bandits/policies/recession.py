@@ -8,6 +8,10 @@ behind asks for it, and -log pi(y) asks for it of every b. In the cone of these 
 - nothing falls for ever: a minimiser exists; where the cone holds only directions along which no term changes, and the losses are
   strictly convex, the minimisers are one point plus these directions.
 
+Of unpaired labels the signs of the losses' slopes are known (`toy_bandits.restless`), and with g_y those slopes the field along delta is
+sum_y g_y (t_y - E_pi t). It is negative at every policy if, in each context, t is largest at the actions of negative slope and smallest
+at those of positive slope (both, so constant, where a sign is not known), and not constant everywhere: such inequalities again.
+
 With one feature per action this is `toy_bandits.structure`. The direction reported is the shortest along which every loss that can
 fall does so by at least a unit, the hard-margin one, to which gradient flow turns where tails are exponential
 (arXiv 1710.10345, theorem 3; with labels that are not separable, arXiv 1803.07300).
@@ -22,8 +26,11 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
+from objectives.values import watched
 from toy_bandits.derivatives import CrossEntropyPiece, Function, PairPiece
+from toy_bandits.following import held_fixed
 from toy_bandits.policies.softmaxes import RANK_TOLERANCE, Softmaxes, row_space
+from toy_bandits.restless import slope_signs
 
 LARGEST = 1e6
 """Bound of the parameters in the linear programs, relative to the largest feature difference."""
@@ -48,6 +55,8 @@ class Recession:
     """Minimisers exist and reach to infinity."""
     bottomless: bool = False
     """The infimum is -infinity."""
+    restless: bool = False
+    """The gradient is zero at no policy."""
 
 
 def analyse(function: Function, policy: Softmaxes) -> list[tuple[Tensor, Recession]]:
@@ -55,6 +64,7 @@ def analyse(function: Function, policy: Softmaxes) -> list[tuple[Tensor, Recessi
     terms = _Terms(function)
     slopes = np.sign(terms.slope.numpy())
     patterns = [slopes, terms.falls.numpy(), terms.compared.numpy(), terms.masses.numpy() > 0, terms.relevant.numpy()]
+    patterns += [] if terms.signs is None else [part.numpy() for part in terms.signs]
     negative = (terms.slope < 0).flatten(1).any(-1).numpy()
     rows = np.concatenate([pattern.reshape(len(slopes), -1).astype(np.int8) for pattern in patterns], axis=1)
     # A term without lower bound: what wins depends on the slopes themselves, so each problem is on its own.
@@ -65,7 +75,7 @@ def analyse(function: Function, policy: Softmaxes) -> list[tuple[Tensor, Recessi
     for label, problem in enumerate(first):
         proof, members = _analyse(terms, int(problem), policy), np.flatnonzero(group == label).tolist()
         # Where every direction that matters is seen, problems of different labels can be searched together.
-        together = not proof.diverges and proof.basis.shape == policy.effective.shape
+        together = not (proof.diverges or proof.restless) and proof.basis.shape == policy.effective.shape
         key = (proof.exists, proof.unique, proof.unbounded) if together else (label, "alone")
         if key in alike:
             found[alike[key]][0].extend(members)
@@ -107,6 +117,15 @@ class _Terms:
                 self.masses = self.masses + piece.masses
             else:
                 self.known = False
+        self.signs = slope_signs(function)
+        """Of unpaired labels: the signs of the losses' slopes in each log-prob, and where they are known, (B, X, A)."""
+        self.field = False
+        """Whether some part of a loss is held fixed, so that there is a field to follow and no function to minimise."""
+        if self.signs is not None:
+            few = torch.tensor([0])
+            with watched() as used:
+                function.take(few)(problem.log_reference[few])
+            self.field = held_fixed(function, used)
 
 
 def _per_table(value: float | Tensor) -> float | Tensor:
@@ -116,9 +135,14 @@ def _per_table(value: float | Tensor) -> float | Tensor:
 def _analyse(terms: _Terms, i: int, policy: Softmaxes) -> Recession:
     effective = policy.effective
     zero = effective.new_zeros(policy.parameters)
-    if not terms.known:
-        return Recession(effective, 0, zero)
     differences = policy.features.unsqueeze(-2) - policy.features.unsqueeze(-3)  # [x, a, b] = phi_a - phi_b
+    if not terms.known:
+        along = None if terms.signs is None else _against(*(part[i] for part in terms.signs), differences, effective)
+        if along is None:
+            return Recession(effective, 0, zero)
+        if not terms.field:  # where its infimum lies is for the search to find
+            return Recession(effective, 0, zero, restless=True)
+        return Recession(effective[:, :0], 0, along, diverges=True, restless=True)
     slope, relevant = terms.slope[i], terms.relevant[i]
     massive = terms.masses[i] > 0
     asks = (slope.transpose(-1, -2) > 0) | massive.unsqueeze(-1)  # [a, b]: t_a >= t_b
@@ -158,6 +182,18 @@ def _analyse(terms: _Terms, i: int, policy: Softmaxes) -> Recession:
         unique=coercive and terms.convex and terms.strict,
         unbounded=terms.convex and not coercive,
     )
+
+
+def _against(sign: Tensor, known: Tensor, differences: Tensor, basis: Tensor) -> Tensor | None:
+    """(P,): a direction against which the field of slopes of these signs (X, A) points at every policy, or None."""
+    top, bottom = ((~known) | (known & (sign == side)) for side in (-1.0, 1.0))
+    asks = top.unsqueeze(-1) | bottom.unsqueeze(-2)  # [a, b]: t_a >= t_b
+    sure = known & (sign != 0)
+    wants = (differences[asks] @ basis).numpy()
+    gains = (differences[asks & (sure.unsqueeze(-1) | sure.unsqueeze(-2))] @ basis).numpy()
+    falls = _together(wants, gains)
+    along = _shortest(wants, gains[falls]) if falls.any() else None
+    return None if along is None else basis @ torch.from_numpy(along)
 
 
 def _together(wants: np.ndarray, gains: np.ndarray) -> np.ndarray:
