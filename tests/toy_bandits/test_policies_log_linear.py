@@ -10,6 +10,8 @@ from oracles import bandit_closed_forms as oracle
 import objectives
 from toy_bandits import Bandit, BanditError, solve
 from toy_bandits.policies import LogLinear
+from toy_bandits.policies.derivatives import PolicyFunction
+from toy_bandits.policies.solver import prepared
 from toy_bandits.worlds import draws
 
 EYE = torch.eye(3, dtype=torch.float64)
@@ -239,3 +241,18 @@ def test_data_sets_with_different_labels_are_solved_in_one_batch_as_alone(label:
         assert alone.status == together.status[i]
         torch.testing.assert_close(alone.policy, together.policy[i], rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(alone.parameter_direction, together.parameter_direction[i], rtol=1e-7, atol=1e-9)
+
+
+def test_kto_moves_on_for_ever_where_features_separate_the_desirable_from_the_undesirable() -> None:
+    features = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    problem = Bandit([0.2, 0.5, 0.3], [[0.5, 1, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]], **UNSEEN)
+    objective = objectives.get("kto")
+    found = solve(problem, objective, policy=LogLinear(features))
+    assert (found.status, found.certificate.proved) == ("diverges", True)
+    # The proof's claim, at policies near and far: training moves along the direction.
+    function = PolicyFunction(*prepared(LogLinear(features), problem, objective, None)[1:4])
+    for theta in torch.randn(20, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5.0:
+        assert float(function(theta).gradient[0] @ found.parameter_direction) < 0
+    # Winner and loser alike: no parameter tells them apart, so the field is 0 everywhere.
+    same = solve(problem, objective, policy=LogLinear([[1.0], [1.0], [0.0]]))
+    assert (same.status, same.certificate.proved) == ("not_unique", False)

@@ -280,7 +280,10 @@ def _judge(batch: _Batch, proof: Recession, found: Minimum, minima: Tensor, tie:
         status=status,
         gradient_norm=found.gradient_norm,
         value=torch.full_like(found.value, -torch.inf) if proof.bottomless and proof.diverges else found.value,
-        proved=known | numbers | (diverges & proof.restless) | (converged & proof.exists & (proof.free > 0 or proof.unbounded)),
+        proved=known
+        | numbers
+        | (diverges & proof.restless)
+        | (converged & proof.exists & (proof.free > 0 or proof.unbounded)),
         dimension=dimension,
         tie=tie,
         minima=torch.where(diverges, 0, minima),
