@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,9 @@ def train(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = with_adapters(model, config.lora, seed) if config.lora else model
-    scorer = Scorer(trained, data.sequences(), config.share_prompt, config.logits_memory * 2**20)
+    size = partial(memory.of_training, trained, data, config, live is not None)
+    with memory.explained(size):  # trying the model out already takes activations
+        scorer = Scorer(trained, data.sequences(), config.share_prompt, config.logits_memory * 2**20)
     data.share = scorer.share
     trainer = _PreferenceTrainer(
         model=trained,
@@ -171,7 +174,7 @@ def train(
     trainer.objective, trainer.scorer, trainer.live, trainer.steps, trainer.out = objective, scorer, live, steps, out
     trainer.kl_limit, trainer.starts_as_reference = config.kl_limit, starts_as_reference
     reset_peak_memory(model.device)
-    with memory.explained(lambda: memory.of_training(trained, data, config, live is not None)):
+    with memory.explained(size):
         trainer.train(resume_from_checkpoint=resume_from)
     if isinstance(trained, PeftModel):
         trained.merge_and_unload()

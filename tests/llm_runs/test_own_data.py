@@ -44,8 +44,12 @@ def check_run(out: Path) -> dict[str, Any]:
     (record,), skipped = find_runs(out)
     assert not skipped
     frame = record.table("evaluations")
-    for metric in ("preference_accuracy", "kl_policy_reference", "kl_reference_policy"):
-        assert set(frame.loc[frame["metric"] == metric, "step"]) == {0, 2}
+    for metric, steps in {
+        "preference_accuracy": {0, 1, 2},  # pairs are scored along training, too
+        "kl_policy_reference": {0, 2},
+        "kl_reference_policy": {0, 2},
+    }.items():
+        assert set(frame.loc[frame["metric"] == metric, "step"]) == steps, metric
     accuracy = frame[(frame["metric"] == "preference_accuracy") & (frame["step"] == 0)]["value"]
     assert (accuracy == 0.5).all()  # theory F9
     summary: dict[str, Any] = record.config["preferences"]
