@@ -137,12 +137,15 @@ def _analyse(terms: _Terms, i: int, policy: Softmaxes) -> Recession:
     zero = effective.new_zeros(policy.parameters)
     differences = policy.features.unsqueeze(-2) - policy.features.unsqueeze(-3)  # [x, a, b] = phi_a - phi_b
     if not terms.known:
-        along = None if terms.signs is None else _against(*(part[i] for part in terms.signs), differences, effective)
-        if along is None:
+        against = None
+        if terms.signs is not None:
+            sign, known = terms.signs
+            against = _against(sign[i], known[i], differences, effective)
+        if against is None:
             return Recession(effective, 0, zero)
         if not terms.field:  # where its infimum lies is for the search to find
             return Recession(effective, 0, zero, restless=True)
-        return Recession(effective[:, :0], 0, along, diverges=True, restless=True)
+        return Recession(effective[:, :0], 0, against, diverges=True, restless=True)
     slope, relevant = terms.slope[i], terms.relevant[i]
     massive = terms.masses[i] > 0
     asks = (slope.transpose(-1, -2) > 0) | massive.unsqueeze(-1)  # [a, b]: t_a >= t_b
