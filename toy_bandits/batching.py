@@ -43,9 +43,14 @@ def _mapped(objective: Objective, function: Callable[[Tensor], Tensor]) -> Objec
     return Objective(tuple(parts))
 
 
-def flattened(objective: Objective, shape: Sequence[int]) -> Objective:
-    """The objective for problems laid out along one dimension, its hyper-parameters in float64."""
-    return _mapped(objective, lambda value: value.to(torch.float64).expand(*shape).reshape(-1))
+def flattened(objective: Objective, shape: Sequence[int], device: torch.device) -> Objective:
+    """The objective for problems of the device laid out along one dimension, its hyper-parameters in float64."""
+    return _mapped(objective, lambda value: value.to(device, torch.float64).expand(*shape).reshape(-1))
+
+
+def moved(objective: Objective, device: torch.device) -> Objective:
+    """The objective for the same problems on another device."""
+    return _mapped(objective, lambda value: value.to(device))
 
 
 def take(objective: Objective, index: Tensor) -> Objective:

@@ -149,7 +149,7 @@ def _goes_on(function: Function, logits: Tensor, off: Tensor, groups: Tensor) ->
 
 def reach(function: Function) -> Tensor:
     """(B,): how far to follow a direction of divergence so that every pair that falls is at its limit."""
-    scales = [torch.as_tensor(piece.term.scale) for piece in function.pieces if isinstance(piece, PairPiece)]
+    scales = [piece.scale for piece in function.pieces if isinstance(piece, PairPiece)]
     reach = torch.full_like(function.problem.contexts[:, 0], FAR)
     for scale in scales:
         reach = torch.maximum(reach, FAR / scale)

@@ -36,7 +36,11 @@ def check_losses(problem: Bandit, objective: Objective, log_policy: Tensor) -> N
     for source in dict.fromkeys(term.source for term in objective.terms):
         leaf = log_policy.detach().clone().requires_grad_()
         batch = expectations.supplier(objective.name, source)(problem, leaf)
-        counted = torch.ones(batch.shape) if batch.weights is None else batch.weights.detach().expand(batch.shape)
+        counted = (
+            torch.ones(batch.shape, device=problem.reference.device)
+            if batch.weights is None
+            else batch.weights.detach().expand(batch.shape)
+        )
         for term in objective.terms:
             if term.source != source:
                 continue

@@ -18,6 +18,7 @@ CONVERGED, DIVERGES, NOT_UNIQUE, UNSOLVED = range(4)
 _, RESTLESS, VANISHED, TOO_LARGE, ABOVE_BOUND, NOT_OPTIMAL, SADDLE = range(7)
 """Indices into `solution.REASONS`."""
 LINEAR_GAP = 1e-9
+HOST = torch.device("cpu")
 
 Smooth = Callable[[Function, Tensor, int | None], TabularAnswer]
 
@@ -32,7 +33,10 @@ def solve_any(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswe
     """
     with watched() as used:
         _one(function, 0)(start[:1])
-    if start[0].numel() <= fields.LARGEST and following.held_fixed(function, used):
+    held = start[0].numel() <= fields.LARGEST and following.held_fixed(function, used)
+    if (held or "positive_part" in used) and start.device != HOST:  # for linear programs and singular least squares
+        return solve_any(function.moved(HOST), start.to(HOST), smooth).moved(start.device)
+    if held:
         answer = following.follow(function, start, lambda some, begin: _minimised(some, begin, smooth, used, 0))
     else:
         answer = _minimised(function, start, smooth, used, None)

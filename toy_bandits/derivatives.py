@@ -147,6 +147,10 @@ class Function:
         made.pieces = [piece.take(index, term) for piece, term in zip(self.pieces, made.objective.terms, strict=True)]
         return made
 
+    def moved(self, device: torch.device) -> Function:
+        """The same on another device."""
+        return Function(self.problem.moved(device), batching.moved(self.objective, device))
+
     @property
     def convex(self) -> bool:
         """Whether every piece is known to be convex, so that one start is enough."""

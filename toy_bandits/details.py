@@ -88,8 +88,8 @@ class Details:
             sets = minimisers(function, minimum, int(self.dimension[index]))
             if sets is None:
                 return math.nan, math.nan
-            log_reference = function.problem.log_reference[0].numpy()
-            parts = [one.kl_range(minimum[0, x].numpy(), log_reference[x]) for x, one in enumerate(sets)]
+            log_reference = function.problem.log_reference[0].cpu().numpy()
+            parts = [one.kl_range(minimum[0, x].cpu().numpy(), log_reference[x]) for x, one in enumerate(sets)]
             share = function.problem.contexts[0].tolist()
             ranges.append(
                 [sum(rho * part[side] for rho, part in zip(share, parts, strict=True) if rho) for side in (0, 1)]
@@ -100,11 +100,11 @@ class Details:
         """Minima as good as the answer, from further starts."""
         generator = torch.Generator().manual_seed(0)
         logits, tied = self.logits[index], analyse(function).tied
-        noise = torch.randn((FURTHER_STARTS, *logits.shape[1:]), generator=generator, dtype=logits.dtype)
+        noise = torch.randn((FURTHER_STARTS, *logits.shape[1:]), generator=generator, dtype=logits.dtype).to(logits)
         starts = torch.cat([logits, logits + 2.0 * noise])
-        many = torch.zeros(len(starts), dtype=torch.long)
+        many = torch.zeros(len(starts), dtype=torch.long, device=starts.device)
         whole = self._function(index[many])
-        bounded = torch.zeros(len(starts), dtype=torch.bool)
+        bounded = torch.zeros_like(many, dtype=torch.bool)
         end = minimise(whole.take, starts, tied.expand_as(starts), bounded)
         value = whole(end.logits).value
         good = end.converged & (value <= value[0] + SAME_VALUE * (1.0 + value[0].abs()))
@@ -120,7 +120,7 @@ class Details:
         """(B,): the smallest factor from nats to a loss's argument, at most 1."""
         scale = torch.ones_like(function.problem.contexts[:, 0])
         for term in function.objective.terms:
-            scale = torch.minimum(scale, torch.as_tensor(getattr(term, "scale", 1.0), dtype=scale.dtype))
+            scale = torch.minimum(scale, torch.as_tensor(getattr(term, "scale", 1.0)).to(scale))
         return scale
 
     def _function(self, index: Tensor) -> Function:
@@ -144,29 +144,30 @@ def minimisers(function: Function, logits: Tensor, dimension: int) -> list[Ratio
     problem = function.problem
     structure = analyse(function)
     policy = logits[0].log_softmax(-1)
-    ratios = (policy.unsqueeze(-1) - policy.unsqueeze(-2)).numpy()
+    ratios = (policy.unsqueeze(-1) - policy.unsqueeze(-2)).cpu().numpy()
     if dimension == int(structure.free):
         tied = structure.tied[0]
-        bounds = np.where((tied.unsqueeze(-1) == tied.unsqueeze(-2)).numpy(), ratios, -np.inf)
+        bounds = np.where((tied.unsqueeze(-1) == tied.unsqueeze(-2)).cpu().numpy(), ratios, -np.inf)
         return [RatioSet.of(one) for one in bounds]
     bounds = np.full_like(ratios, -np.inf)
     for piece in function.pieces:
         if isinstance(piece, CrossEntropyPiece):  # strictly convex in the logits of every context in which it has mass
-            held = (piece.masses[0].sum(-1) > 0).numpy()
+            held = (piece.masses[0].sum(-1) > 0).cpu().numpy()
             bounds[held] = ratios[held]
         elif isinstance(piece, PairPiece) and piece.link.convex and not piece.link.attains_minus:
             _bound(bounds, ratios, function, piece, policy)
         else:
             return None
-    bounds[(problem.contexts[0] == 0).numpy()] = ratios[(problem.contexts[0] == 0).numpy()]
+    never = (problem.contexts[0] == 0).cpu().numpy()
+    bounds[never] = ratios[never]
     return [RatioSet.of(one) for one in bounds]
 
 
 def _bound(bounds: np.ndarray, ratios: np.ndarray, function: Function, piece: PairPiece, policy: Tensor) -> None:
     """What one convex pair loss asks of every minimiser: the ratio that one of them has, or to stay where the loss is constant."""
     problem = function.problem
-    weights = problem.label_weights[0].numpy()
-    argument = piece.term.argument(expectations.pairs(problem, policy.unsqueeze(0)))[0].numpy()
+    weights = problem.label_weights[0].cpu().numpy()
+    argument = piece.term.argument(expectations.pairs(problem, policy.unsqueeze(0)))[0].cpu().numpy()
     scale = float(torch.as_tensor(piece.term.scale, dtype=torch.float64).flatten()[0])
     for (x, winner, loser), z in zip(zip(*(i.tolist() for i in problem.shown), strict=True), argument, strict=True):
         if weights[x, winner, loser] == 0:

@@ -137,7 +137,7 @@ def balanced(function: Function, logits: Tensor) -> Tensor:
 def jacobian(function: Function, many: Function, logits: Tensor, rows: Tensor | None = None) -> Tensor:
     """(B, n, n): derivatives of the field, n = X A, by central differences; ``many`` holds every problem n times in a row."""
     count, size = len(logits), logits[0].numel()
-    moves = DIFFERENCE * torch.eye(size, dtype=logits.dtype).reshape(size, *logits.shape[1:])
+    moves = DIFFERENCE * torch.eye(size, dtype=logits.dtype, device=logits.device).reshape(size, *logits.shape[1:])
     repeated = None if rows is None else rows.repeat_interleave(size, 0)
     up, down = (
         field(many, (logits.unsqueeze(1) + sign * moves).flatten(0, 1), repeated).reshape(count, size, size)
@@ -149,7 +149,7 @@ def jacobian(function: Function, many: Function, logits: Tensor, rows: Tensor | 
 def repeated(function: Function) -> Function:
     """Every problem n = X A times in a row."""
     count, size = function.problem.reference.shape[0], function.problem.reference[0].numel()
-    return function.take(torch.arange(count).repeat_interleave(size))
+    return function.take(torch.arange(count, device=function.problem.reference.device).repeat_interleave(size))
 
 
 def zero(function: Function, start: Tensor) -> Zero:

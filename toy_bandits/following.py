@@ -91,7 +91,7 @@ def follow(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswer:
 
 def _searched(function: Function, start: Tensor, smooth: Smooth) -> TabularAnswer:
     """Numbers: a stable zero from the start, or else from where smooth minimisation ends, or a fall without end."""
-    answer, everything = _blank(start), torch.arange(len(start))
+    answer, everything = _blank(start), torch.arange(len(start), device=start.device)
     found = fields.zero(function, start)
     rest = (~_put_stable(function, answer, found, everything)).nonzero()[:, 0]
     if len(rest) == 0:

@@ -180,7 +180,7 @@ def _judged(
     curvature = hessian(  # type: ignore[no-untyped-call]
         lambda z: _with_arguments(value, z, slopes)[0], point.detach()
     )
-    constant = torch.zeros(shape[-2], *shape[-2:], dtype=point.dtype)
+    constant = torch.zeros(shape[-2], *shape[-2:], dtype=point.dtype, device=point.device)
     constant[torch.arange(shape[-2]), torch.arange(shape[-2])] = 1.0
     rows = torch.cat([constant.flatten(1), *(normal.unsqueeze(0) for normal in normals)])
     _, singular, vectors = torch.linalg.svd(rows, full_matrices=True)

@@ -51,7 +51,7 @@ def face(function: Function) -> Face | None:
     """The minimisers of a single problem, a batch of one; None where the program is too large or HiGHS fails."""
     problem = function.problem
     contexts, actions = problem.reference.shape[-2:]
-    context, winner, loser = (index.numpy() for index in problem.shown)
+    context, winner, loser = (index.cpu().numpy() for index in problem.shown)
     if len(context) * len(function.pieces) > LABELS:
         return None
     batch = expectations.pairs(problem, torch.zeros_like(problem.reference))
@@ -61,10 +61,10 @@ def face(function: Function) -> Face | None:
         assert isinstance(piece, PairPiece)
         ones = np.ones(len(context))
         weight.append(
-            batch.weights[0].numpy() * float(torch.as_tensor(piece.term.weight, dtype=torch.float64).flatten()[0])
+            batch.weights[0].cpu().numpy() * float(torch.as_tensor(piece.term.weight, dtype=torch.float64).flatten()[0])
         )
         scale.append(ones * float(torch.as_tensor(piece.term.scale, dtype=torch.float64).flatten()[0]))
-        offset.append(piece.link.flat_after - piece.term.argument(batch)[0].numpy())
+        offset.append(piece.link.flat_after - piece.term.argument(batch)[0].cpu().numpy())
     times = len(function.pieces)
     context, winner, loser = (np.tile(index, times) for index in (context, winner, loser))
     w, s, c = (np.concatenate(parts) for parts in (weight, scale, offset))
@@ -96,7 +96,9 @@ def face(function: Function) -> Face | None:
             bounds[x, a, b] = max(bounds[x, a, b], kink)
         if slack > INSIDE:
             bounds[x, b, a] = max(bounds[x, b, a], -kink)
-    bounds[(problem.contexts[0] == 0).numpy()] = 0.0  # a context that never occurs adds no freedom worth reporting
+    bounds[(problem.contexts[0] == 0).cpu().numpy()] = (
+        0.0  # a context that never occurs adds no freedom worth reporting
+    )
     return Face([RatioSet.of(one) for one in bounds], float((w * dual * c).sum()), residual)
 
 

@@ -172,7 +172,7 @@ def _descent(problem: Bandit, objective: Objective, start: Array | None, policy:
     if policy is None:
         logits = start_logits(problem, start)
         shape = batching.common_shape(problem.batch_shape, objective, logits.shape[:-2])
-        flat, spread = problem.flattened(shape), batching.flattened(objective, shape)
+        flat, spread = problem.flattened(shape), batching.flattened(objective, shape, problem.reference.device)
         begin = logits.expand(*shape, *flat.reference.shape[1:]).reshape(flat.reference.shape)
 
         def tabular(index: Tensor) -> Callable[[Tensor], Derivatives]:

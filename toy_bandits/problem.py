@@ -225,6 +225,10 @@ class Bandit:
         """The problems ``index`` of a flattened batch."""
         return self._map(lambda tensor, core: tensor[index])
 
+    def moved(self, device: torch.device) -> Bandit:
+        """The same problems on another device."""
+        return self._map(lambda tensor, core: tensor.to(device))
+
     def replaced(self, **tensors: Tensor) -> Bandit:
         """The same problems with other tensors, by attribute name, in the shapes of the attributes; they are not checked."""
         made = self._map(lambda tensor, core: tensor)

@@ -242,5 +242,5 @@ def _by_problem(function: Function, begin: Tensor, groups: Tensor, bounded: Tens
         which = index[distinct]
         lowest = curvature(function.take(which)(found.logits[distinct]), groups[which])
         minima.index_add_(0, which, (lowest > -FLAT_CURVATURE).long())
-    tie = (as_good & finite & apart[chosen, :, torch.arange(count)].T).any(0)
+    tie = (as_good & finite & apart[chosen, :, torch.arange(count, device=begin.device)].T).any(0)
     return Found(found.take(chosen * count + torch.arange(count, device=begin.device)), minima, tie)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -154,6 +154,10 @@ class Answer:
     iterations: Tensor
     stability: Tensor
     reason: Tensor  # index into REASONS
+
+    def moved(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def in_words(reason: Tensor) -> Any:

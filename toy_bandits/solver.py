@@ -91,7 +91,7 @@ def _checked(
         return policy.solve(problem, objective, start, starts=starts, seed=seed, progress=progress)
     logits = start_logits(problem, start)
     shape = batching.common_shape(problem.batch_shape, objective, logits.shape[:-2])
-    flat, spread = problem.flattened(shape), batching.flattened(objective, shape)
+    flat, spread = problem.flattened(shape), batching.flattened(objective, shape, problem.reference.device)
     begin = logits.expand(*shape, *problem.reference.shape[-2:]).reshape(flat.reference.shape)
     count, contexts, actions = begin.shape
     chunk = max(1, CELLS // (contexts * actions * actions))

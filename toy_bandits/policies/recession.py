@@ -62,10 +62,16 @@ class Recession:
 def analyse(function: Function, policy: Softmaxes) -> list[tuple[Tensor, Recession]]:
     """Index (K,) of problems and what is proved of them, for all problems of the batch."""
     terms = _Terms(function)
-    slopes = np.sign(terms.slope.numpy())
-    patterns = [slopes, terms.falls.numpy(), terms.compared.numpy(), terms.masses.numpy() > 0, terms.relevant.numpy()]
-    patterns += [] if terms.signs is None else [part.numpy() for part in terms.signs]
-    negative = (terms.slope < 0).flatten(1).any(-1).numpy()
+    slopes = np.sign(terms.slope.cpu().numpy())
+    patterns = [
+        slopes,
+        terms.falls.cpu().numpy(),
+        terms.compared.cpu().numpy(),
+        terms.masses.cpu().numpy() > 0,
+        terms.relevant.cpu().numpy(),
+    ]
+    patterns += [] if terms.signs is None else [part.cpu().numpy() for part in terms.signs]
+    negative = (terms.slope < 0).flatten(1).any(-1).cpu().numpy()
     rows = np.concatenate([pattern.reshape(len(slopes), -1).astype(np.int8) for pattern in patterns], axis=1)
     # A term without lower bound: what wins depends on the slopes themselves, so each problem is on its own.
     own = np.where(negative, np.arange(1, len(rows) + 1), 0)
@@ -82,7 +88,8 @@ def analyse(function: Function, policy: Softmaxes) -> list[tuple[Tensor, Recessi
         else:
             alike[key] = len(found)
             found.append((members, replace(proof, basis=policy.effective) if together else proof))
-    return [(torch.tensor(members), proof) for members, proof in found]
+    device = function.problem.reference.device
+    return [(torch.tensor(members, device=device), proof) for members, proof in found]
 
 
 class _Terms:
@@ -122,7 +129,7 @@ class _Terms:
         self.field = False
         """Whether some part of a loss is held fixed, so that there is a field to follow and no function to minimise."""
         if self.signs is not None:
-            few = torch.tensor([0])
+            few = torch.tensor([0], device=problem.reference.device)
             with watched() as used:
                 function.take(few)(problem.log_reference[few])
             self.field = held_fixed(function, used)
@@ -159,15 +166,15 @@ def _analyse(terms: _Terms, i: int, policy: Softmaxes) -> Recession:
         if found is None:
             return Recession(basis, free, zero)
         return Recession(basis[:, :0], 0, found, diverges=terms.convex, bottomless=True)
-    wants = (differences[asks] @ basis).numpy()
+    wants = (differences[asks] @ basis).cpu().numpy()
     can_fall = (terms.falls[i] & (slope <= 0)) | massive.unsqueeze(-1)
-    falling = (differences[can_fall] @ basis).numpy()
+    falling = (differences[can_fall] @ basis).cpu().numpy()
     falls = _together(wants, falling)
     if falls.any():
         along = _shortest(wants, falling[falls])
         if along is None or not terms.convex:
             return Recession(basis, free, zero)
-        direction = basis @ torch.from_numpy(along)
+        direction = basis @ torch.from_numpy(along).to(basis)
         moved = policy.features @ direction
         level = (moved.unsqueeze(-1) - moved.unsqueeze(-2)).abs() <= TOLERANCE * (1.0 + moved.abs().max())
         return Recession(row_space(differences[seen & level]), 0, direction, diverges=True)
@@ -192,11 +199,11 @@ def _against(sign: Tensor, known: Tensor, differences: Tensor, basis: Tensor) ->
     top, bottom = ((~known) | (known & (sign == side)) for side in (-1.0, 1.0))
     asks = top.unsqueeze(-1) | bottom.unsqueeze(-2)  # [a, b]: t_a >= t_b
     sure = known & (sign != 0)
-    wants = (differences[asks] @ basis).numpy()
-    gains = (differences[asks & (sure.unsqueeze(-1) | sure.unsqueeze(-2))] @ basis).numpy()
+    wants = (differences[asks] @ basis).cpu().numpy()
+    gains = (differences[asks & (sure.unsqueeze(-1) | sure.unsqueeze(-2))] @ basis).cpu().numpy()
     falls = _together(wants, gains)
     along = _shortest(wants, gains[falls]) if falls.any() else None
-    return None if along is None else basis @ torch.from_numpy(along)
+    return None if along is None else basis @ torch.from_numpy(along).to(basis)
 
 
 def _together(wants: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -232,8 +239,8 @@ def _sinking(slope: Tensor, masses: Tensor, differences: Tensor, basis: Tensor) 
     context, first, second = (slope != 0).nonzero(as_tuple=True)
     keep = (first < second) | (slope[context, second, first] == 0)
     context, first, second = context[keep], first[keep], second[keep]
-    forward, backward = slope[context, first, second].numpy(), slope[context, second, first].numpy()
-    rows = (differences[context, first, second] @ basis).numpy()
+    forward, backward = slope[context, first, second].cpu().numpy(), slope[context, second, first].cpu().numpy()
+    rows = (differences[context, first, second] @ basis).cpu().numpy()
     count, width = rows.shape
     contexts = masses.sum(-1).nonzero()[:, 0].tolist()
     # z_e >= slope of either side; v_x >= t_b - t_0 of every b.
@@ -245,15 +252,15 @@ def _sinking(slope: Tensor, masses: Tensor, differences: Tensor, basis: Tensor) 
         upper.append(np.hstack([infinite, np.zeros((len(infinite), count + len(contexts)))]))
     cost = np.concatenate([np.zeros(width), np.ones(count), np.zeros(len(contexts))])
     for column, x in enumerate(contexts):
-        relative = (differences[x, :, 0] @ basis).numpy()  # t_b - t_0
+        relative = (differences[x, :, 0] @ basis).cpu().numpy()  # t_b - t_0
         above = np.zeros((len(relative), len(contexts)))
         above[:, column] = -1.0
         upper.append(np.hstack([relative, np.zeros((len(relative), count)), above]))
         cost[width + count + column] = masses[x].sum().item()
-        cost[:width] -= masses[x].numpy() @ relative
+        cost[:width] -= masses[x].cpu().numpy() @ relative
     matrix = np.vstack(upper)
     bounds = [(-1.0, 1.0)] * width + [(None, None)] * (count + len(contexts))
     found = linprog(cost, A_ub=matrix, b_ub=np.zeros(len(matrix)), bounds=bounds, method="highs")
     if found.x is None or found.fun > -TOLERANCE * np.abs(cost).max():
         return None
-    return basis @ torch.from_numpy(np.asarray(found.x)[:width])
+    return basis @ torch.from_numpy(np.asarray(found.x)[:width]).to(basis)

@@ -143,7 +143,7 @@ def prepared(
         raise BanditError("start: parameters must be finite")
     else:
         begin = given.expand(*shape, form.parameters).reshape(-1, form.parameters)
-    return shape, flat, batching.flattened(objective, shape), form, begin
+    return shape, flat, batching.flattened(objective, shape, problem.reference.device), form, begin
 
 
 @dataclass
