@@ -214,6 +214,9 @@ class TrainingConfig(_Checked):
     report_to: tuple[str, ...] = ()  # where metrics are shown live: tensorboard, wandb, ...
     kl_limit: float | None = _number(10.0, above=0)  # stop beyond so many nats a token from the reference; None: never
     gradient_checkpointing: bool = False
+    kernels: Literal["none", "compile", "liger"] = (
+        "none"  # of the layers: compiled by torch, or Liger-Kernel's fused ones
+    )
     share_prompt: Literal["auto", True, False] = (
         "auto"  # completions of one prompt in one row; auto: where the model can
     )

@@ -15,7 +15,9 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
+
+from llm_runs import attention
 
 TokenSequence = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and completion, at least one token each
 PADDING = -1  # the group of padding
@@ -122,10 +124,10 @@ def block_mask(rows: Rows) -> BlockMask:
     """The same mask for FlexAttention, which skips the blocks that are empty."""
     (count, width), group, branch = rows.input_ids.shape, rows.group, rows.branch
 
-    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return _visible(query, key, group[b, query], group[b, key], branch[b, query], branch[b, key])
+    def visible(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return _visible(query, key, group[row, query], group[row, key], branch[row, query], branch[row, key])
 
-    return create_block_mask(visible, count, None, width, width, device=str(group.device))
+    return attention.block_mask(visible, count, width, group.device)
 
 
 def _visible(

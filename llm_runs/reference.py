@@ -253,6 +253,8 @@ def compute(
             stored = TopTokens(top.ids[tokens].int(), top.logps[tokens], top.log_tail[tokens]).to("cpu")
             found[digest] = own, stored if digest in with_top else None
             position += len(own)
+    if scorer is not None:
+        scorer.release(model)
     tops = [top for _, top in (found[digest] for digest in order) if top is not None]
     starts, rows_before = [], 0
     for digest in order:

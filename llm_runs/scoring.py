@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llm_runs.attention import IN_ROWS
 from llm_runs.errors import InputError
 from llm_runs.logprobs import TopTokens, full_precision, kl_from_top, log_collisions, top_tokens
 from llm_runs.models import autocast
@@ -42,6 +43,7 @@ class Scorer:
     Attributes:
         head: how the model maps hidden states to logits; None: its own logits are used whole.
         share: whether prompts are shared.
+        attention: with what, if so; on a GPU FlexAttention where it works.
 
     Raises:
         InputError: prompts are to be shared, but this model cannot.
@@ -56,6 +58,7 @@ class Scorer:
     ) -> None:
         self.kept_bytes = kept_bytes
         self.head, self.share = Head.of(_plain(model)), False
+        self.attention = self._own = _plain(model).config._attn_implementation
         name, training = type(_plain(model)).__name__, model.training
         model.eval()
         try:
@@ -87,7 +90,7 @@ class Scorer:
     def score(self, model: Any, rows: Rows, top: TopTokens | None = None, *, collisions: bool = False) -> TokenScores:
         """Scores of every completion token. `top`: reference distributions of the last T_k of them, ids and logps (T_k, K)."""
         if self.head is None:
-            return _scores(_forward(model, rows).flatten(0, 1)[rows.source], rows.targets, top, collisions)
+            return _scores(self._logits(model, rows).flatten(0, 1)[rows.source], rows.targets, top, collisions)
         return self._read(
             model,
             rows,
@@ -101,7 +104,7 @@ class Scorer:
         """Log-probabilities of all completion tokens (T,), and the `k` most probable tokens at the `last` of them, (last, k)."""
         first = len(rows.targets) - last
         if self.head is None:
-            logits = _forward(model, rows).flatten(0, 1)[rows.source]
+            logits = self._logits(model, rows).flatten(0, 1)[rows.source]
             return _scores(logits, rows.targets, None, False).logps, top_tokens(logits[first:], k)
         return self._read(
             model,
@@ -121,24 +124,41 @@ class Scorer:
             return hidden.new_empty(len(hidden), 0, linear.out_features)
 
         with _replaced_forward(linear, in_place_of_logits):
-            _forward(model, rows)
+            self._logits(model, rows)
         return found[0]
+
+    def _logits(self, model: Any, rows: Rows) -> Tensor:
+        plain = _plain(model)
+        if bool(rows.shared) and plain.config._attn_implementation != self.attention:
+            plain.set_attn_implementation(self.attention)
+        return _forward(model, rows)
+
+    def release(self, model: Any) -> None:
+        """Give the model its own attention back, for everything but training; the next scores, if any, change it again.
+
+        Scoring leaves its attention in place because recomputation in a backward pass needs it.
+        """
+        plain = _plain(model)
+        if plain.config._attn_implementation != self._own:
+            plain.set_attn_implementation(self._own)
 
     def _try_sharing(self, model: Any, probe: _Probe, longest: int) -> str:
         """Why this model cannot share prompts; empty if it can. On a GPU its attention becomes FlexAttention if that works."""
         plain = _plain(model)
         if reason := _unmaskable(plain, longest):
             return reason
-        own = plain.config._attn_implementation
-        for attention in ("flex_attention", own) if plain.device.type == "cuda" else (own,):
+        for attention in (IN_ROWS, self._own) if plain.device.type == "cuda" else (self._own,):
+            self.attention = attention
             try:
-                if attention != own or plain.config._attn_implementation != own:
-                    plain.set_attn_implementation(attention)
                 if probe.passes(self, share=True):
+                    if reason:
+                        warnings.warn(f"{type(plain).__name__}: FlexAttention is not used: {reason}", stacklevel=4)
                     return ""
                 reason = "it does not follow the mask that keeps completions of one prompt apart"
             except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
                 reason = f"it refuses the mask ({' '.join(str(error).split())[:120]})"
+            finally:
+                self.release(model)
         return reason
 
 
@@ -181,7 +201,7 @@ def _forward(model: Any, rows: Rows) -> Tensor:
 
 
 def _attention_mask(model: PreTrainedModel, rows: Rows) -> Any:
-    if model.config._attn_implementation == "flex_attention":
+    if model.config._attn_implementation in ("flex_attention", IN_ROWS):
         return block_mask(rows)
     mask = dense_mask(rows)
     if model.config._attn_implementation == "eager":  # adds the mask to the attention's scores
@@ -195,7 +215,7 @@ def _unmaskable(model: PreTrainedModel, longest: int) -> str:
     """What about the model's attention a mask of ours would override or could not express; empty if nothing."""
     config = model.config.get_text_config()
     attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager", "flex_attention"):
+    if attention not in ("sdpa", "eager", "flex_attention", IN_ROWS):
         return f"its attention is {attention}, which takes no mask of single pairs of tokens"
     kinds = set(getattr(config, "layer_types", None) or ())
     if others := kinds - {"full_attention", "sliding_attention", "chunked_attention"}:

@@ -37,7 +37,7 @@ from transformers import (
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import failures, guards, memory, reporting
+from llm_runs import failures, guards, kernels, memory, reporting
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.microbatches import (
@@ -155,6 +155,7 @@ def train(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = with_adapters(model, config.lora, seed) if config.lora else model
     size = partial(memory.of_training, trained, data, config, live is not None)
+    kernels.check(config.kernels, model.device)
     with memory.explained(size):  # trying the model out already takes activations
         scorer = Scorer(trained, data.sequences(), config.share_prompt, config.logits_memory * 2**20)
     data.share = scorer.share
@@ -166,7 +167,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[
             failures.KeepLastGood(checkpoints),
-            steps := _Steps(evaluate, evaluate_at),
+            steps := _Steps(evaluate, evaluate_at, scorer),
             *reporting.callbacks(config.report_to, out),
         ],
     )
@@ -174,8 +175,12 @@ def train(
     trainer.objective, trainer.scorer, trainer.live, trainer.steps, trainer.out = objective, scorer, live, steps, out
     trainer.kl_limit, trainer.starts_as_reference = config.kl_limit, starts_as_reference
     reset_peak_memory(model.device)
-    with memory.explained(size):
+    with ExitStack() as stack:
+        stack.enter_context(memory.explained(size))
+        if config.kernels == "compile":
+            stack.enter_context(kernels.compiled(*(each for each in (model, live and live.model) if each is not None)))
         trainer.train(resume_from_checkpoint=resume_from)
+    scorer.release(trained)
     if isinstance(trained, PeftModel):
         trained.merge_and_unload()
     model.eval()
@@ -337,8 +342,8 @@ class _LiveReference:
 class _Steps(TrainerCallback):  # type: ignore[misc]
     """Measures each step's time, without what happens between steps, and evaluates where asked."""
 
-    def __init__(self, evaluate: Evaluate | None, at: Collection[int]) -> None:
-        self.evaluate, self.at = evaluate, frozenset(at)
+    def __init__(self, evaluate: Evaluate | None, at: Collection[int], scorer: Scorer) -> None:
+        self.evaluate, self.at, self.scorer = evaluate, frozenset(at), scorer
         self.seconds = self.cpu_seconds = 0.0
         self._start = self._cpu_start = 0.0
 
@@ -353,7 +358,8 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         control.should_log |= control.should_save or step == state.max_steps  # a checkpoint's log must be whole
         if self.evaluate is not None and step in self.at:
             model.eval()  # the Trainer turns training mode on again at its next step
-            with torch.random.fork_rng():
+            self.scorer.release(model)
+            with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
                 self.evaluate(model, step)
 
 
@@ -402,6 +408,8 @@ def _arguments(
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or 500,
         report_to=reporting.passed_on(config.report_to) or "none",
+        use_liger_kernel=config.kernels == "liger",
+        liger_kernel_config=kernels.LIGER,
         seed=seed,
     )
     if per_step % arguments.world_size:

@@ -126,6 +126,7 @@ class PolicyGradient(Loop):
                         break
                 if stopped:
                     break
+        self.scorer.release(self.model)
         end = {"round": number, "round_updates": self.updates - first, "stopped": float(stopped)}
         rows += metric_rows(self.updates, end)
         return metric_frame(rows)
@@ -224,6 +225,7 @@ class PolicyGradient(Loop):
                 found = rows.by_sequence(self.scorer.score(model, rows).logps)
             place = (slice(start, start + size), slice(0, found.shape[1]))
             logps[place], mask[place] = found.float(), rows.mask
+        self.scorer.release(model)
         return logps, mask
 
     @contextlib.contextmanager
