@@ -15,16 +15,17 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -43,6 +44,8 @@ from llm_runs.packing import pack
 from llm_runs.reference import ReferenceLogps, compute
 from llm_runs.training import peak_memory_bytes, reset_peak_memory, train
 from llm_runs.vocabulary_head import Head
+
+T = TypeVar("T", bound=tuple[Any, ...])
 
 # 28.3M parameters on a CPU, of which the tied vocabulary head is two thirds; 1.24B (Llama 3.2 1B's shape) on a GPU.
 MODELS = {
@@ -91,7 +94,6 @@ COMPILED = f"{MAXPO}, compiled layers"
 FUSED = f"{MAXPO}, Liger-Kernel's layers"
 ON_GPU = {
     COMPILED: {**OURS[MAXPO], "kernels": "compile"},
-    "dpo, precomputed reference, compiled layers": {"objective": "dpo(beta=0.1)", "kernels": "compile"},
     FUSED: {**OURS[MAXPO], "kernels": "liger"},  # last: it stays in transformers' functions
 }
 # (variant, least ratio of the baseline's time to its own, for each shape)
@@ -317,9 +319,10 @@ def steps_table(device: str, rounds: int, steps: int) -> tuple[pd.DataFrame, pd.
     cases = _cases(device)
     variants = [name for name in variants_on(device) if name != FUSED]
     todo = [(case, turn, variant) for case in cases for turn in range(rounds) for variant in variants]
+    todo.sort(key=lambda each: each[2] in ON_GPU)  # compiling takes a minute
     if FUSED in variants_on(device):
         todo += [(case, turn, FUSED) for case in cases for turn in range(rounds)]
-    for case, turn, variant in tqdm(todo, desc="steps", unit="training", disable=None):
+    for case, turn, variant in _until_interrupted(todo, "steps", "training"):
         measured = measure(case, variant, steps)
         _check_agreement(case, variant, measured, rows)
         times = [float("nan"), *measured.seconds]
@@ -331,6 +334,34 @@ def steps_table(device: str, rounds: int, steps: int) -> tuple[pd.DataFrame, pd.
     memory = pd.DataFrame(peaks, columns=["shape", "variant", "added_bytes", "peak_bytes"])
     memory = memory.groupby(["shape", "variant"], sort=False, as_index=False).max()
     return pd.DataFrame(rows, columns=["shape", "variant", "round", "step", "seconds", "loss"]), memory
+
+
+def _until_interrupted(todo: Sequence[T], what: str, unit: str) -> Iterator[T]:
+    """The measurements to make, with a progress bar. Interrupted, those made so far are all there are."""
+    began = time.monotonic()
+    for place, each in enumerate(tqdm(todo, desc=what, unit=unit, disable=None)):
+        if _Stop.asked:
+            print(f"{what}: interrupted; {place} of {len(todo)} are measured", file=sys.stderr)
+            return
+        yield each
+        print(f"{time.monotonic() - began:7.1f} s  {each[-1]}", file=sys.stderr)
+
+
+class _Stop:
+    """Whether this process was asked to end: it does so after the measurement under way, and keeps what it has."""
+
+    asked = False
+
+    @classmethod
+    def listen(cls) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, cls.ask)
+
+    @classmethod
+    def ask(cls, number: int, _: Any) -> None:
+        if cls.asked:  # the second time at once
+            raise KeyboardInterrupt
+        cls.asked = True
 
 
 def _check_agreement(case: Case, variant: str, measured: Measured, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -369,10 +400,12 @@ def cost_table(device: str, lengths: Sequence[int]) -> pd.DataFrame:
     cases = [("length", n, Case(device, n // 2, n // 2, 1)) for n in lengths]
     cases += [("pairs", n, Case(device, 128, 128, n)) for n in (1, 2, 4, 8)]
     cases += [("hidden", n, Case(device, 128, 128, 2, n)) for n in SIZES[device]]
-    variants = (BASELINE, "dpo, precomputed reference", "dpo, live reference", MAXPO)
+    variants = [BASELINE, MAXPO]
+    if device == "cpu":
+        variants[1:1] = ["dpo, precomputed reference", "dpo, live reference"]
     rows: list[tuple[Any, ...]] = []
     todo = [(against, at, case, variant) for against, at, case in cases for variant in variants]
-    for against, at, case, variant in tqdm(todo, desc="cost", unit="process", disable=None):
+    for against, at, case, variant in _until_interrupted(todo, "cost", "training"):
         measured = measure_or_fail(case, variant, 2 if device == "cpu" else 4)
         if isinstance(measured, str):
             rows.append((against, at, variant, float("nan"), float("nan"), measured))
@@ -458,7 +491,9 @@ def ratios(device: str, steps: pd.DataFrame, memory: pd.DataFrame | None) -> pd.
     medians = steps.groupby(["shape", "variant"])["seconds"].median()
     for index, case in enumerate(_cases(device)):
         shape = _shape(case)
-        for variant in variants_on(device):
+        if (shape, BASELINE) not in medians:
+            continue  # interrupted
+        for variant in (name for name in variants_on(device) if (shape, name) in medians):
             target = TARGETS[device].get(variant)
             value = medians[shape, BASELINE] / medians[shape, variant]
             rows.append((shape, variant, "times as fast", value, target[index] if target else float("nan")))
@@ -469,6 +504,8 @@ def ratios(device: str, steps: pd.DataFrame, memory: pd.DataFrame | None) -> pd.
                     share = sizes.loc[variant, column] / sizes.loc[BASELINE, column]
                     rows.append((shape, variant, f"share of {column.replace('_', ' ')}", share, wanted))
         live = "dpo, live reference"
+        if not {(shape, BASELINE), (shape, live), (shape, MAXPO)} <= set(medians.index):
+            continue  # interrupted
         rows.append(
             (shape, MAXPO, f"times as fast as our {live}", medians[shape, live] / medians[shape, MAXPO], float("nan"))
         )
@@ -477,7 +514,7 @@ def ratios(device: str, steps: pd.DataFrame, memory: pd.DataFrame | None) -> pd.
             floor = _floor(case, live=True, shared=False) / flops
             name = torch.cuda.get_device_name()
             peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
-            for variant in (MAXPO, COMPILED):
+            for variant in (name for name in (MAXPO, COMPILED) if (shape, name) in medians):
                 reached = medians[shape, BASELINE] / medians[shape, variant] / floor
                 rows.append((shape, variant, "share of the floor's ratio", reached, FLOOR_TARGET))
                 if peak is not None:
@@ -570,6 +607,7 @@ def main(given: list[str] | None = None) -> int:
         return 2
     tables: dict[str, pd.DataFrame] = {}
     device = arguments.device
+    _Stop.listen()
     if "kl" in arguments.parts:
         tables["kl"] = kl_table()
     if "padding" in arguments.parts:
@@ -586,8 +624,9 @@ def main(given: list[str] | None = None) -> int:
         limit = 1e9 * arguments.limit
         if device == "cuda":
             limit = torch.cuda.mem_get_info()[1] - _weights(device)
-        tables["longest"] = longest_table(tables["cost"], limit)
-        if device == "cuda":
+        if not _Stop.asked:
+            tables["longest"] = longest_table(tables["cost"], limit)
+        if device == "cuda" and not _Stop.asked:
             tables["fits"] = fits_table(tables["longest"])
     write_run(
         arguments.out,
