@@ -21,7 +21,13 @@ LONG_DRIFT = 3.0
 
 
 def judge(
-    function: Function, structure: Structure, groups: Tensor, minimum: Minimum, minima: Tensor, tie: Tensor
+    function: Function,
+    structure: Structure,
+    groups: Tensor,
+    minimum: Minimum,
+    minima: Tensor,
+    tie: Tensor,
+    sole: Tensor,
 ) -> TabularAnswer:
     """Status and certificate of each problem from what is proved and what was found."""
     logits = minimum.logits
@@ -54,7 +60,7 @@ def judge(
         status=status,
         gradient_norm=gradient_norm,
         value=value,
-        proved=structure.diverges | (converged & (structure.unique | structure.unbounded)),
+        proved=structure.diverges | (converged & (structure.unique | structure.unbounded | (structure.exists & sole))),
         direction=_unit(direction),
         dimension=dimension,
         minima=torch.where(diverges, 0, minima),

@@ -103,6 +103,7 @@ class Packed:
             self.incidence = torch.zeros(actions, count, dtype=torch.float64, device=device)
             order = torch.arange(count, device=device)
             self.incidence[self.first, order], self.incidence[self.second, order] = 1.0, -1.0
+            self.sides = torch.cat([self.incidence.clamp(min=0.0), self.incidence.clamp(max=0.0)], dim=-1)
             rows = torch.arange(actions, device=device).unsqueeze(-1)
             self.layout = torch.cat([rows, actions + table], dim=-1).flatten()
 
@@ -172,10 +173,16 @@ class Packed:
 
     def _net(self, slopes: Tensor) -> Tensor:
         """(P, N) slopes in the differences of pairs -> (A, N) in the logits."""
+        return self.incidence @ slopes if self.actions <= LARGEST else self.ends(slopes, slopes)
+
+    def ends(self, first: Tensor, second: Tensor) -> Tensor:
+        """(A, N): the sum of ``first`` (P, N) over the pairs that an action is the first of, less that of ``second`` over the others."""
         if self.actions <= LARGEST:
-            return self.incidence @ slopes
-        square = slopes[self.table].reshape(self.actions, self.actions, -1).movedim(-1, 0)
-        return (square.triu(1).sum(-1) - square.tril(-1).sum(-1)).T
+            return self.sides @ torch.cat([first, second])
+        rows, columns = (
+            table[self.table].reshape(self.actions, self.actions, -1).movedim(-1, 0) for table in (first, second)
+        )
+        return (rows.triu(1).sum(-1) - columns.tril(-1).sum(-1)).T
 
     def step(self, point: Point, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Newton's step (A, N), each set of actions of one label (A, N) held at one of them, and which columns have no step that is
@@ -340,6 +347,15 @@ class PackedMinimum:
     def tensors(self) -> tuple[Tensor, ...]:
         """All fields."""
         return tuple(getattr(self, field.name) for field in fields(self))
+
+    def take(self, columns: Tensor) -> PackedMinimum:
+        """Those of some columns."""
+        return PackedMinimum(*(tensor[..., columns] for tensor in self.tensors()))
+
+    def put(self, columns: Tensor, part: PackedMinimum) -> None:
+        """Write some columns, given by themselves."""
+        for target, values in zip(self.tensors(), part.tensors(), strict=True):
+            target[..., columns] = values
 
 
 def minimise(packed: Packed, start: Tensor, labels: Tensor, known: Sequence[Known] = ()) -> PackedMinimum:

@@ -14,6 +14,7 @@ from toy_bandits.derivatives import CrossEntropyPiece, Function
 from toy_bandits.newton import FLAT_CURVATURE, Minimum, centred, curvature
 from toy_bandits.packed import Known, Packed, PackedMinimum
 from toy_bandits.problem import Bandit
+from toy_bandits.uniqueness import only_stationary
 
 COLUMNS = 2000
 """Contexts up to which several starts are gone from at a time."""
@@ -23,16 +24,18 @@ SAME_POLICY = 1e-6
 
 @dataclass
 class Found:
-    """Of B problems: the best minimum, how many distinct minima were found (B,), whether another one is as good as the best (B,)."""
+    """Of B problems: the best minimum, how many distinct minima were found (B,), whether another one is as good as the best (B,), and
+    whether it is proved that there is no other one (B,) although the objective is not convex."""
 
     minimum: Minimum
     minima: Tensor
     tie: Tensor
+    sole: Tensor
 
     def put(self, index: Tensor, part: Found) -> None:
         """Write the problems ``index``, given as a batch of their own."""
         self.minimum.put(index, part.minimum)
-        self.minima[index], self.tie[index] = part.minima, part.tie
+        self.minima[index], self.tie[index], self.sole[index] = part.minima, part.tie, part.sole
 
 
 def search(function: Function, begin: Tensor, groups: Tensor, bounded: Tensor, starts: int, seed: int) -> Found:
@@ -101,7 +104,7 @@ def _empty(begin: Tensor) -> Found:
         curved=flag.clone(),
         iterations=whole.clone(),
     )
-    return Found(minimum, whole.clone(), flag.clone())
+    return Found(minimum, whole.clone(), flag.clone(), flag.clone())
 
 
 @dataclass
@@ -127,31 +130,23 @@ def _by_context(
         return tensor.reshape(-1, actions).T.contiguous()
 
     labels = columns(groups)
-    first = packed.minimise(layout, columns(begin), labels)
-    missed = ~first.converged
-    slots = [_Slot(first, first.converged, first.logits.softmax(0))]
+    end = packed.minimise(layout, columns(begin), labels)
+    missed = ~end.converged
+    minima = torch.ones_like(end.iterations)
+    tie, sole = torch.zeros_like(missed), torch.zeros_like(missed)
     if not layout.convex:
-        others = [columns(start) for start in further_starts(function.problem, begin, groups, starts, seed)]
-        together = max(1, COLUMNS // problems // contexts)
-        for few in (others[i : i + together] for i in range(0, len(others), together)):
-            for end in _from_several(layout, few, labels, [slot.known() for slot in slots]):
-                missed |= ~(end.converged | end.merged)
-                _keep(slots, end)
-    value = torch.stack([torch.where(slot.valid, slot.end.value, math.inf) for slot in slots])
-    best = value.amin(0)
-    as_good = value <= best + SAME_VALUE * (1.0 + best.abs())
-    chosen = as_good.to(torch.uint8).argmax(0)  # of equally good ones that of the earliest start
-    minima = torch.stack([slot.valid & ~slot.end.saddle for slot in slots]).sum(0)
-    counts = function.problem.contexts > 0
-    end = first
-    if len(slots) > 1:
-        pick = chosen.unsqueeze(0)
-        end = PackedMinimum(
-            *(
-                torch.stack(parts).gather(0, pick.unsqueeze(1).expand(1, actions, -1) if parts[0].ndim > 1 else pick)[0]
-                for parts in zip(*(slot.end.tensors() for slot in slots), strict=True)
+        sole = end.converged & end.curved & only_stationary(layout, end.logits.softmax(0))
+        rest = (~sole).nonzero()[:, 0]
+        if len(rest):
+            which, place = (rest // contexts).unique(return_inverse=True)
+            place = place * contexts + rest % contexts
+            further = further_starts(function.problem.take(which), begin[which], groups[which], starts, seed)
+            candidates = [columns(start)[:, place] for start in further]
+            some, minima[rest], tie[rest], missed[rest] = _best_of(
+                layout.take(rest), candidates, labels[:, rest], end.take(rest)
             )
-        )
+            end.put(rest, some)
+    counts = function.problem.contexts > 0
 
     def problemwise(tensor: Tensor) -> Tensor:
         return tensor.T.reshape(begin.shape) if tensor.ndim > 1 else tensor.reshape(problems, contexts)
@@ -164,13 +159,37 @@ def _by_context(
         step=centred(problemwise(end.step), groups),
         drift=torch.zeros_like(begin),  # bounded: it goes nowhere far
         converged=problemwise(end.converged).all(-1),
-        escaping=torch.zeros_like(missed.reshape(problems, contexts)[:, 0]),
+        escaping=torch.zeros_like(problemwise(missed)[:, 0]),
         curved=problemwise(end.curved).all(-1),
         iterations=problemwise(end.iterations).amax(-1),
     )
     several = torch.where(counts, problemwise(minima), 1).prod(-1)
-    tie = (counts & (problemwise(as_good.sum(0)) > 1)).any(-1)
-    return Found(minimum, several, tie), problemwise(missed).any(-1)
+    found = Found(minimum, several, (counts & problemwise(tie)).any(-1), (~counts | problemwise(sole)).all(-1))
+    return found, problemwise(missed).any(-1)
+
+
+def _best_of(
+    layout: Packed, starts: list[Tensor], labels: Tensor, first: PackedMinimum
+) -> tuple[PackedMinimum, Tensor, Tensor, Tensor]:
+    """The best of the minima reached from each start (A, N) and the ``first``; how many there are, whether another one is as good as the
+    best, and which columns (N,) have an iteration that came to no end."""
+    missed = ~first.converged
+    slots = [_Slot(first, first.converged, first.logits.softmax(0))]
+    together = max(1, COLUMNS // labels.shape[1])
+    for few in (starts[i : i + together] for i in range(0, len(starts), together)):
+        for end in _from_several(layout, few, labels, [slot.known() for slot in slots]):
+            missed |= ~(end.converged | end.merged)
+            _keep(slots, end)
+    value = torch.stack([torch.where(slot.valid, slot.end.value, math.inf) for slot in slots])
+    best = value.amin(0)
+    as_good = value <= best + SAME_VALUE * (1.0 + best.abs())
+    chosen = as_good.to(torch.uint8).argmax(0)  # of equally good ones that of the earliest start
+    minima = torch.stack([slot.valid & ~slot.end.saddle for slot in slots]).sum(0)
+    result = first
+    for number, slot in enumerate(slots[1:], 1):
+        columns = (chosen == number).nonzero()[:, 0]
+        result.put(columns, slot.end.take(columns))
+    return result, minima, as_good.sum(0) > 1, missed
 
 
 def _from_several(layout: Packed, starts: list[Tensor], labels: Tensor, known: list[Known]) -> Iterator[PackedMinimum]:
@@ -212,7 +231,8 @@ def _by_problem(function: Function, begin: Tensor, groups: Tensor, bounded: Tens
     count = begin.shape[0]
     if function.convex:
         minimum = newton.minimise(function.take, begin, groups, bounded)
-        return Found(minimum, torch.ones_like(minimum.iterations), torch.zeros_like(minimum.converged))
+        no = torch.zeros_like(minimum.converged)
+        return Found(minimum, torch.ones_like(minimum.iterations), no, no.clone())
     candidates = torch.stack([begin, *further_starts(function.problem, begin, groups, starts, seed)])
     total = len(candidates)
     index = torch.arange(count, device=begin.device).repeat(total)
@@ -243,4 +263,5 @@ def _by_problem(function: Function, begin: Tensor, groups: Tensor, bounded: Tens
         lowest = curvature(function.take(which)(found.logits[distinct]), groups[which])
         minima.index_add_(0, which, (lowest > -FLAT_CURVATURE).long())
     tie = (as_good & finite & apart[chosen, :, torch.arange(count, device=begin.device)].T).any(0)
-    return Found(found.take(chosen * count + torch.arange(count, device=begin.device)), minima, tie)
+    best_of_each = found.take(chosen * count + torch.arange(count, device=begin.device))
+    return Found(best_of_each, minima, tie, torch.zeros_like(tie))

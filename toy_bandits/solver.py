@@ -145,6 +145,6 @@ def _smooth(function: Function, start: Tensor, starts: int, seed: int) -> Tabula
     groups = torch.where(structure.diverges[:, None, None], structure.strong, structure.tied)
     begin = start + reach(function)[:, None, None] * structure.direction
     found = search(function, begin, groups, structure.exists | structure.diverges, starts, seed)
-    answer = judge(function, structure, groups, found.minimum, found.minima, found.tie)
+    answer = judge(function, structure, groups, found.minimum, found.minima, found.tie, found.sole)
     closed_forms.settle(function, structure, start, answer)
     return answer

@@ -24,6 +24,7 @@ from toy_bandits.policies.recession import TOLERANCE, Recession, analyse
 from toy_bandits.policies.softmaxes import Softmaxes
 from toy_bandits.problem import Array, Bandit
 from toy_bandits.solution import STATUSES, Answer, Certificate, Solution, in_words
+from toy_bandits.uniqueness import only_minimum
 
 if TYPE_CHECKING:
     from toy_bandits.policies.base import Policy
@@ -283,6 +284,7 @@ def _judge(batch: _Batch, proof: Recession, found: Minimum, minima: Tensor, tie:
         proved=known
         | numbers
         | (diverges & proof.restless)
+        | (converged & proof.exists & _sole(batch, function, proof, log_policy))
         | (converged & proof.exists & (proof.free > 0 or proof.unbounded)),
         dimension=dimension,
         tie=tie,
@@ -293,6 +295,14 @@ def _judge(batch: _Batch, proof: Recession, found: Minimum, minima: Tensor, tie:
         stability=torch.full_like(found.value, torch.nan),
         reason=torch.where(status == UNSOLVED, 1, 0),
     )
+
+
+def _sole(batch: _Batch, function: PolicyFunction, proof: Recession, log_policy: Tensor) -> Tensor:
+    """(B,): proved that there is no other stationary policy, where parameters reach all of them."""
+    _, contexts, actions = log_policy.shape
+    if function.convex or not batch.form.linear or proof.basis.shape[-1] < contexts * (actions - 1):
+        return torch.zeros_like(log_policy[:, 0, 0], dtype=torch.bool)
+    return only_minimum(function.tabular, log_policy.exp())
 
 
 def _falling(form: Softmaxes, along: Tensor) -> Tensor:
