@@ -44,11 +44,12 @@ class Certificate:
     """Why a status is what it is. Shapes (...) over problems; plain values for a single problem.
 
     Attributes:
-        proved: the status follows from the losses' behaviour at infinity (and convexity), not only from numbers.
+        proved: the status follows from the losses' behaviour at infinity (and convexity, or an interval proof that there is no other
+            stationary point), not only from numbers.
         direction: (..., X, A) logits along which the objective falls for ever, scaled so that the two actions that part fastest do so
             by one nat per nat; 0 unless the status is "diverges".
         dimension: of the set of minimisers (logits, without the constant per context); 0 where the minimiser is unique.
-        minima: distinct minima found from all starts; 1 where the objective is convex.
+        minima: distinct minima found from all starts; 1 where the objective is convex, or where there is proved to be no other.
         newton_step: largest change of a logit that one more Newton step would make.
         iterations: Newton iterations.
         stability: of losses with stop-gradients: the smallest real part of the eigenvalues of the field's true Jacobian, its diagonal

@@ -31,8 +31,10 @@ from toy_bandits.derivatives import Function
 from toy_bandits.packed import CELLS, Packed, PackedPairs, Point
 
 SIGMOIDS = (links.negative_sigmoid, links.error_probability)
-CHECKS = (2, 2, 3, 5, 8)
-"""Rounds after which the box is looked at; columns that are proved then drop out."""
+CHECKS = (2, 2, 3, 4, 5, 6, 8, 10)
+"""Rounds after which the box is looked at; columns that are proved then drop out, and those that do not get on."""
+STALLED = 0.95
+"""How much narrower a box must have become to go on."""
 EMPTY = 1e-2
 """Where an action's lower bound is still 0, the first slice to be cut off, relative to the found policy."""
 FIRST_CUT, LONGEST_CUT, LONGER, SHORTER = 0.5, 0.8, 1.3, 0.5
@@ -53,15 +55,16 @@ def only_stationary(packed: Packed, policy: Tensor) -> Tensor:
     everywhere = ((packed.masses > 0) & (policy > 0)).all(0).nonzero()[:, 0]
     for columns in torch.split(everywhere, max(64, CELLS // len(packed.first))):
         box = _Box(packed.take(columns), part.take(columns), policy[:, columns])
+        width = box.width
         for rounds in CHECKS:
             for _ in range(rounds):
                 box.shrink()
-            convex = box.convex()
+            convex, narrower = box.convex(), box.width
             proved[columns[convex]] = True
-            left = (~convex).nonzero()[:, 0]
+            left = (~convex & (narrower < STALLED * width)).nonzero()[:, 0]
             if len(left) == 0:
                 break
-            columns, box = columns[left], box.take(left)
+            columns, box, width = columns[left], box.take(left), narrower[left]
     return proved
 
 
@@ -83,13 +86,14 @@ class _Box:
         total = packed.masses.sum(0)
         self.packed, self.scale, self.policy = packed, part.scale, policy
         self.target = packed.masses / total
-        self.pull = part.scale * (part.forward - part.backward) / total
+        pull = part.scale * (part.forward - part.backward) / total
+        self.up, self.down = pull.clamp(min=0.0), pull.clamp(max=0.0)
         self.skew = torch.exp(-part.shift)
-        self.slack = ROUNDING * (1.0 + self.pull.abs().sum(0))
+        self.slack = ROUNDING * (1.0 + pull.abs().sum(0))
         self.low = torch.zeros_like(policy)
-        none = torch.zeros_like(self.pull)
-        self.high = self._right_sides(none, none + 0.25)[1].clamp(max=1.0)
-        self.cuts = torch.full_like(policy, FIRST_CUT), torch.full_like(policy, FIRST_CUT)
+        steepest, flattest = 0.25 * self.up, 0.25 * self.down
+        self.high = (self.target + packed.ends(steepest, flattest) + self.slack).clamp(max=1.0)
+        self.cut_low = self.cut_high = torch.full_like(policy, FIRST_CUT)
 
     def take(self, index: Tensor) -> _Box:
         """That of some columns."""
@@ -97,73 +101,63 @@ class _Box:
         made.packed = self.packed.take(index)
         made.scale = self.scale if len(self.scale) == 1 else self.scale[index]
         made.slack = self.slack[index]
-        for name in ("policy", "target", "pull", "skew", "low", "high"):
+        for name in ("policy", "target", "up", "down", "skew", "low", "high", "cut_low", "cut_high"):
             setattr(made, name, getattr(self, name)[:, index])
-        made.cuts = self.cuts[0][:, index], self.cuts[1][:, index]
         return made
 
+    @property
+    def width(self) -> Tensor:
+        """(N,): the sum of the widths in nats, where bounds that are 0 count as `EMPTY`."""
+        return (self.high / torch.maximum(self.low, EMPTY * self.policy)).log().sum(0)
+
     def shrink(self) -> None:
-        """One round: a slice of every action from below and one from above, then the box as a whole."""
+        """One round: the box as a whole, and of every action a slice from below and one from above."""
         below = torch.where(self.low > 0, self.low, EMPTY * self.policy)
-        edge = below * (self.policy / below).pow(self.cuts[0])
-        least, _ = self._slices(self.low, edge)
-        cut = least > edge
-        self.low = torch.where(cut, edge, self.low)
-        above = self.high * (self.policy / self.high).pow(self.cuts[1])
-        _, most = self._slices(above, self.high)
-        cut_above = most < above
-        self.high = torch.where(cut_above, above, self.high)
-        self.cuts = _adapted(self.cuts[0], cut), _adapted(self.cuts[1], cut_above)
-        least, most = self._right_sides(*_slopes(*self._ratios()))
-        self.low, self.high = torch.maximum(self.low, least), torch.minimum(self.high, most)
-        self.high = torch.minimum(self.high, 1.0 - self.low.sum(0) + self.low + self.slack)
+        bottom = below * (self.policy / below).pow(self.cut_low)
+        top = self.high * (self.policy / self.high).pow(self.cut_high)
+        # What bounds the sigmoids r of the pairs, and their slopes there: each end of the first action against each of the second.
+        (low, low_too), (high, high_too), (bottom_first, bottom_second), (top_first, top_second) = (
+            self._sides(bound) for bound in (self.low, self.high, bottom, top)
+        )
+        least, most = self._share(low, high_too), self._share(high, low_too)
+        whole = self._pulls(least, most)
+        lower = (
+            self._pulls(least, self._share(bottom_first, low_too))[0],
+            self._pulls(self._share(low, bottom_second), most)[1],
+        )
+        upper = (
+            self._pulls(self._share(top_first, high_too), most)[1],
+            self._pulls(least, self._share(high, top_second))[0],
+        )
+        ends = self.packed.ends
+        cut = self.target + ends(*lower) - self.slack > bottom
+        cut_too = self.target + ends(*upper) + self.slack < top
+        self.low = torch.maximum(torch.where(cut, bottom, self.low), self.target + ends(*whole) - self.slack)
+        self.high = torch.minimum(torch.where(cut_too, top, self.high), self.target + ends(*whole[::-1]) + self.slack)
+        self.high = torch.minimum(self.high, 1.0 + self.slack - self.low.sum(0) + self.low)
+        self.cut_low, self.cut_high = _adapted(self.cut_low, cut), _adapted(self.cut_high, cut_too)
 
-    def _slices(self, bottom: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-        """(A, N): least and most that the right side of each action's equation can be while that action lies in a slice of its own."""
-        first, second = self.packed.first, self.packed.second
-        low, high, bottom, top = (self._powers(bound) for bound in (self.low, self.high, bottom, top))
-        of_first = _slopes(self._share(bottom[first], high[second]), self._share(top[first], low[second]))
-        of_second = _slopes(self._share(low[first], top[second]), self._share(high[first], bottom[second]))
-        return self._right_sides(*of_first, *of_second)
-
-    def _ratios(self) -> tuple[Tensor, Tensor]:
-        """(P, N): bounds of r, the sigmoid of each pair's margin."""
-        first, second = self.packed.first, self.packed.second
-        low, high = self._powers(self.low), self._powers(self.high)
-        return self._share(low[first], high[second]), self._share(high[first], low[second])
-
-    def _powers(self, bound: Tensor) -> Tensor:
-        return bound if len(self.scale) == 1 and float(self.scale) == 1.0 else bound.pow(self.scale)
+    def _sides(self, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, N) each: a bound of the first and of the second action of every pair, to the power of the margin's scale."""
+        power = bound if len(self.scale) == 1 and float(self.scale) == 1.0 else bound.pow(self.scale)
+        return power.index_select(0, self.packed.first), power.index_select(0, self.packed.second)
 
     def _share(self, one: Tensor, other: Tensor) -> Tensor:
-        return one / (one + self.skew * other)
+        """(P, N): the sigmoid of the margin between actions of these probabilities."""
+        return one / torch.addcmul(one, self.skew, other)
 
-    def _right_sides(
-        self, small: Tensor, large: Tensor, small_second: Tensor | None = None, large_second: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(A, N): bounds of q_a + sum_b pull_ab t_ab, from those (P, N) of t, which may be others for the second of each pair."""
-        up, down = self.pull.clamp(min=0.0), self.pull.clamp(max=0.0)
-        least, most = up * small + down * large, up * large + down * small
-        if small_second is None or large_second is None:
-            least_second, most_second = least, most
-        else:
-            least_second, most_second = (
-                up * small_second + down * large_second,
-                up * large_second + down * small_second,
-            )
-        target = self.target
-        return (
-            target + self.packed.ends(least, most_second) - self.slack,
-            target + self.packed.ends(most, least_second) + self.slack,
-        )
+    def _pulls(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, N) each: least and most of pull r (1 - r) for r between ``low`` and ``high``."""
+        middle = torch.minimum(low.clamp(min=0.5), high)
+        small, large = torch.minimum(_slope(low), _slope(high)), _slope(middle)
+        return (self.up * small).addcmul_(self.down, large), (self.up * large).addcmul_(self.down, small)
 
     def convex(self) -> Tensor:
         """(N,): proved that the Hessian is positive definite along all segments between policies of the box."""
+        (low, low_too), (high, high_too) = (self._sides(bound) for bound in (self.low, self.high))
+        least, most = self._share(low, high_too), self._share(high, low_too)
+        bend = self.up * _steepest(least, most) - self.down * _steepest(1.0 - most, 1.0 - least)
         first, second = self.packed.first, self.packed.second
-        low, high = self._ratios()
-        bend = torch.where(
-            self.pull > 0, self.pull * _steepest(low, high), -self.pull * _steepest(1.0 - high, 1.0 - low)
-        )
         weights = self.low[first] * self.low[second] / self.low.sum(0) - self.scale * bend
         bounds = Point(weights[0], self.low, weights, weights)
         whole = torch.zeros_like(self.low, dtype=torch.long)
@@ -174,14 +168,12 @@ def _adapted(share: Tensor, success: Tensor) -> Tensor:
     return torch.where(success, (LONGER * share).clamp(max=LONGEST_CUT), SHORTER * share)
 
 
-def _slopes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of r (1 - r) for r between ``low`` and ``high``."""
-    one, other = low * (1.0 - low), high * (1.0 - high)
-    most = torch.where((low < 0.5) & (high > 0.5), 0.25, torch.maximum(one, other))
-    return torch.minimum(one, other), most
+def _slope(r: Tensor) -> Tensor:
+    return r * (1.0 - r)
 
 
 def _steepest(low: Tensor, high: Tensor) -> Tensor:
-    """The largest r (1 - r) (1 - 2 r) for r between ``low`` and ``high``."""
-    r = torch.maximum(low, high.clamp(max=STEEPEST))
-    return r * (1.0 - r) * (1.0 - 2.0 * r)
+    """The largest r (1 - r) (1 - 2 r) for r between ``low`` and ``high``: it rises, falls from `STEEPEST` on, and rises again."""
+    inner = torch.maximum(low, high.clamp(max=STEEPEST))
+    bends = (r * (1.0 - r) * (1.0 - 2.0 * r) for r in (inner, high))
+    return torch.maximum(*bends)
