@@ -135,10 +135,11 @@ def _by_context(
     minima = torch.ones_like(end.iterations)
     tie, sole = torch.zeros_like(missed), torch.zeros_like(missed)
     if not layout.convex:
-        sole = end.converged & end.curved & only_stationary(layout, end.logits.softmax(0))
+        if starts:  # a proof spares them
+            sole = end.converged & end.curved & only_stationary(layout, end.logits.softmax(0))
         rest = (~sole).nonzero()[:, 0]
         if len(rest):
-            which, place = (rest // contexts).unique(return_inverse=True)
+            which, place = (rest // contexts).unique(return_inverse=True)  # type: ignore[no-untyped-call]
             place = place * contexts + rest % contexts
             further = further_starts(function.problem.take(which), begin[which], groups[which], starts, seed)
             candidates = [columns(start)[:, place] for start in further]
