@@ -184,6 +184,7 @@ class Comparison:
             tables=found,
             data_fingerprint=fingerprint([list(prompt) for prompt in self.prompts]),
             device=str(model.device),
+            extra={"samples": {"reference": sampling.provenance(self._samples)}},
         )
         return str(folder)
 

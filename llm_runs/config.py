@@ -156,11 +156,13 @@ class SFTConfig(_Checked):
 
 @dataclass(frozen=True)
 class SamplingConfig(_Checked):
-    """Sampling of completions from the reference, in advance."""
+    """Sampling of completions: from the reference in advance, and of the policy's rollouts in online runs."""
 
     temperature: float = _number(1.0, above=0)
     pairs_per_prompt: int = _number(1, above=0)  # from twice as many completions
-    batch_size: int = _number(64, above=0)
+    batch_size: int = _number(64, above=0)  # sequences at a time
+    # The plain loop, transformers' continuous batching, vLLM; auto: on a GPU vLLM if installed, else continuous, on a CPU the loop.
+    engine: Literal["transformers", "continuous", "vllm", "auto"] = "transformers"
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,9 @@ def files(experiment: Experiment, goal: str = "run", only: str = "") -> Iterator
         yield File(out / "reference", "the reference policy (safetensors) and its tokenizer")
     if "sample" in kinds:
         names = ["pairs", "reference", "held_out_reference", *([] if own else ["held_out_pairs"])]
-        yield from (File(out / "samples" / f"{name}.jsonl", "completions of the reference") for name in names)
+        for name in names:
+            yield File(out / "samples" / f"{name}.jsonl", "completions of the reference")
+            yield File(out / "samples" / f"{name}.json", "engine and seed that they were drawn with")
     if own or "label" in kinds:
         sides = [(labels, side) for labels in experiment.label_sets for side in ("training", "held_out")]
         for path in dict.fromkeys(experiment.pairs_path(*side) for side in sides):

@@ -3,7 +3,7 @@
 DIR/config.json            the configuration, and checksums of the files it names
 DIR/reward.npz             the ground-truth reward
 DIR/reference/             the fine-tuned model: the reference policy
-DIR/samples/*.jsonl        completions of the reference: for pairs and for the KL term, held-out ones of both
+DIR/samples/*.jsonl        completions of the reference: for pairs and for the KL term, held-out ones of both; .json: engine and seed
 DIR/data/                  your own preferences: the data report, and what it is made of
 DIR/pairs/*.jsonl          labelled pairs, a file for each kind of labels and seed
 DIR/reference_logps/       log-probabilities and token distributions of the reference; folders in it for what only some objectives need
@@ -284,6 +284,11 @@ class Experiment:
         if not path.is_file():
             self.draw_samples()
         return sampling.read_samples(path)
+
+    @property
+    def sampled_with(self) -> dict[str, Any]:
+        """What each file of samples was drawn with (`sampling.provenance`), for records."""
+        return {path.stem: sampling.provenance(path) for path in sorted((self.out / "samples").glob("*.jsonl"))}
 
     @property
     def _exact(self) -> SamplingConfig:

@@ -140,7 +140,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
         tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
         data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
         device=device_name(experiment.device),
-        extra={"pairs": len(pairs)},
+        extra={"pairs": len(pairs), "samples": experiment.sampled_with},
     )
     shutil.rmtree(collected, ignore_errors=True)
     training.clear_checkpoints(folder)

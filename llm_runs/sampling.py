@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import atomic_write, fingerprint
+from llm_runs import engines
 from llm_runs.config import SamplingConfig
+from llm_runs.engines import Drawn, Prompt
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenSample
 from llm_runs.models import autocast
-
-Prompt = tuple[int, ...]
 
 
 def sample(
@@ -33,15 +33,16 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     batch_size: int = 64,
+    engine: str = "transformers",
     description: str | None = None,
 ) -> list[TokenSample]:
     """One completion of each prompt, of at most `max_tokens` tokens, in the order of the prompts.
 
     A completion ends with the end-of-text token where the model ends by itself. The same arguments give the same samples
-    on the same device. `description` shows a progress bar under that name.
+    on the same device. `engine` is one of `SamplingConfig`. `description` shows a progress bar under that name.
     """
     model.eval()
-    batches = _batches(model, tokenizer, prompts, max_tokens, seed, temperature, batch_size)
+    batches = _batches(model, tokenizer, prompts, max_tokens, seed, temperature, batch_size, engine)
     with tqdm(total=len(prompts), desc=description, unit="sample", leave=False, disable=description is None) as bar:
         found = []
         for batch in batches:
@@ -63,17 +64,21 @@ def sample_to_file(
 ) -> list[TokenSample]:
     """Like `sample`, into a JSONL file, a batch at a time: when interrupted, the next call continues at the next batch.
 
-    `key` is what the samples depend on besides the arguments (which model); unfinished samples of another key are redone.
+    `key` is what the samples depend on besides the arguments (which model); unfinished samples of another key are redone. What they
+    were drawn with is kept beside them, see `provenance`.
     """
+    model.eval()
+    engine = engines.resolve(config.engine, model.device)
     partial = path.with_name(f".{path.name}.partial")
-    wanted = fingerprint([key, [list(prompt) for prompt in prompts], max_tokens, seed, asdict(config)])
+    wanted = fingerprint([key, [list(prompt) for prompt in prompts], max_tokens, seed, asdict(config), engine])
     done = _read_partial(partial, wanted)
-    done = done[: len(done) // config.batch_size * config.batch_size] if len(done) < len(prompts) else done
+    size = engines.prompts_per_call(engine, config.batch_size, len(prompts))
+    done = done[: len(done) // size * size] if len(done) < len(prompts) else done
     partial.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"key": wanted}), *(_to_line(entry) for entry in done)]
     atomic_write(partial, ("\n".join(lines) + "\n").encode())
     batches = _batches(
-        model, tokenizer, prompts, max_tokens, seed, config.temperature, config.batch_size, first=len(done)
+        model, tokenizer, prompts, max_tokens, seed, config.temperature, config.batch_size, engine, first=len(done)
     )
     with (
         partial.open("a", encoding="utf-8") as file,
@@ -85,9 +90,23 @@ def sample_to_file(
             os.fsync(file.fileno())
             done += batch
             bar.update(len(batch))
-    write_samples(path, done)
+    about = {"engine": engine, "version": engines.version(engine), "seed": seed, "temperature": config.temperature}
+    about |= {"batch_size": config.batch_size, "max_tokens": max_tokens, "samples": len(done)}
+    atomic_write(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
+    write_samples(path, done)  # last, because it stands for both
     partial.unlink()
     return done
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """What a file of samples was drawn with: engine, version, seed, temperature, batch_size, max_tokens, samples; empty if unknown."""
+    try:
+        found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path.with_suffix('.json')}: damaged ({error}); delete it") from error
+    return found
 
 
 def write_samples(path: Path, samples: Sequence[TokenSample]) -> Path:
@@ -122,19 +141,48 @@ def _batches(
     seed: int,
     temperature: float,
     batch_size: int,
+    engine: str,
     first: int = 0,
 ) -> Iterator[list[TokenSample]]:
     ends = _end_tokens(model, tokenizer)
-    for start in range(first, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        # Each batch has its own seed, so that a resumed run draws what an uninterrupted one would have drawn.
-        generator = torch.Generator(model.device).manual_seed(derived_seed(seed, start))
-        with autocast(model.device):
-            tokens, logps = _decode(model, batch, max_tokens, temperature, ends, generator)
+    name = engines.resolve(engine, model.device)
+    draw = engines.ENGINES.get(name, _loop)
+    size = engines.prompts_per_call(name, batch_size, len(prompts))
+    for start in range(first, len(prompts), size):
+        batch = prompts[start : start + size]
+        drawn = draw(
+            model,
+            tokenizer,
+            batch,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            ends=ends,
+            # Each batch has its own seed, so that a resumed run draws what an uninterrupted one would have drawn.
+            seed=derived_seed(seed, start),
+            slots=batch_size,
+        )
         yield [
             _finish(tokenizer, prompt, ids, token_logps, ends)
-            for prompt, ids, token_logps in zip(batch, tokens.tolist(), logps.tolist(), strict=True)
+            for prompt, (ids, token_logps) in zip(batch, drawn, strict=True)
         ]
+
+
+def _loop(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    temperature: float,
+    ends: Collection[int],
+    seed: int,
+    slots: int,
+) -> list[Drawn]:
+    """The plain engine: all prompts side by side until the last one ends."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    with autocast(model.device):
+        tokens, logps = _decode(model, prompts, max_tokens, temperature, ends, generator)
+    return list(zip(tokens.tolist(), logps.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -143,7 +191,7 @@ def _decode(
     prompts: Sequence[Prompt],
     max_tokens: int,
     temperature: float,
-    ends: set[int],
+    ends: Collection[int],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Sampled tokens and their log-probabilities at temperature 1, (N, max_tokens) each; columns after an end are noise.
@@ -183,7 +231,7 @@ def _decode(
 
 
 def _finish(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], logps: list[float], ends: set[int]
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ids: list[int], logps: list[float], ends: Collection[int]
 ) -> TokenSample:
     length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
     return TokenSample(

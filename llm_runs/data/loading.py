@@ -128,7 +128,7 @@ class _Reader:
     def read(self) -> None:
         """Read all records."""
         records = itertools.islice(self.source.records, self.reading.max_records)
-        for place, values in tqdm(records, desc="reading preferences", unit="record", leave=False):
+        for place, values in tqdm(records, desc="reading preferences", unit="record", leave=False, delay=1):
             self.account.records += 1
             try:
                 self._take(place, values)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llm_runs import labelling, reference
+from llm_runs import labelling, memory, reference
 from llm_runs.config import OnlineConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
@@ -65,15 +65,18 @@ class Bench:
         self, model: PreTrainedModel, prompts: Sequence[Prompt], count: int, *purpose: object
     ) -> list[TokenSample]:
         """`count` scored completions of each prompt, one prompt's after the other, from the exact distribution of `model`."""
-        drawn = sample(
-            model,
-            self.experiment.tokenizer,
-            [prompt for prompt in prompts for _ in range(count)],
-            max_tokens=self.config.data.completion_tokens,
-            seed=self.seed("rollouts", *purpose),
-            batch_size=self.config.sampling.batch_size,
-            description="sampling",
-        )
+        settings = self.config.sampling
+        with memory.lower("sampling.batch_size", settings.batch_size):
+            drawn = sample(
+                model,
+                self.experiment.tokenizer,
+                [prompt for prompt in prompts for _ in range(count)],
+                max_tokens=self.config.data.completion_tokens,
+                seed=self.seed("rollouts", *purpose),
+                batch_size=settings.batch_size,
+                engine=settings.engine,
+                description="sampling",
+            )
         return score_samples(self.reward, drawn)
 
     def labelled(self, samples: Sequence[TokenSample], where: str, *purpose: object) -> list[TokenPair]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.records import atomic_write, fingerprint, is_complete, write_run
-from llm_runs import account, dry_run, models, pipeline
+from llm_runs import account, dry_run, engines, models, pipeline
 from llm_runs.account import Step
 from llm_runs.config import DELIVERY, OnlineMethod, RunConfig
 from llm_runs.errors import InputError
@@ -90,6 +90,7 @@ def run(experiment: Experiment, method: str) -> str | None:
     if is_complete(folder, settings):
         return None
     work = folder / "unfinished"
+    engine = engines.resolve(config.sampling.engine, experiment.device)
     _claim(work, fingerprint(settings))
     if method == BEST_OF_N:
         metrics, evaluations, texts = best_of_n(bench)
@@ -110,6 +111,7 @@ def run(experiment: Experiment, method: str) -> str | None:
             "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
         },
         device=pipeline.device_name(experiment.device),
+        extra={"samples": experiment.sampled_with, "rollouts": {"engine": engine, "version": engines.version(engine)}},
     )
     shutil.rmtree(work, ignore_errors=True)
     return pipeline.summary(evaluations, int(evaluations["step"].max()))
