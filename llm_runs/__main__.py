@@ -219,7 +219,13 @@ def _carry_out(options: argparse.Namespace) -> None:
         return
     account.carry_out(pipeline.plan(Experiment(config, options.out), options.goal, only))
     if options.goal in ("train", "run"):
-        print(f"records: {options.out / 'runs'}; next: python -m analysis claims {options.out}", flush=True)
+        print(f"records: {options.out / 'runs'}; next:", flush=True)
+        for command, shows in (
+            (f"python -m analysis evaluation {options.out}", "before and after: KL, reward, benchmarks with tests"),
+            (f"python -m paper_figures language_model --records {options.out} --out figures", "likelihoods, frontiers"),
+            (f"python -m analysis claims {options.out}", "verdicts"),
+        ):
+            print(f"  {command}   # {shows}", flush=True)
 
 
 def _online(options: argparse.Namespace) -> None:
@@ -234,8 +240,8 @@ def _online(options: argparse.Namespace) -> None:
         print(runs.report(config, options.out, methods, options.tflops))
         return
     account.carry_out(runs.plan(Experiment(config, options.out), methods))
-    figure = f"python -m paper_figures frontier_llm --records {options.out} --out figures"
-    print(f"records: {options.out / 'runs'}; the curves: {figure}", flush=True)
+    figures = f"python -m paper_figures frontier_llm predictions --records {options.out} --out figures"
+    print(f"records: {options.out / 'runs'}; the curves, and what the exact bandit predicts: {figures}", flush=True)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -10,18 +10,20 @@ from pathlib import Path
 
 from analysis.evidence import Evidence
 from analysis.records import RecordError
-from paper_figures.drawing import FIGURES, GROUPS, draw_one
+from paper_figures.drawing import FIGURES, GROUPS, KNOWN, draw_one
 
 SHIPPED = Path(__file__).parent / "records"
 EXAMPLES = f"""\
 figures of the bandits:        {", ".join(GROUPS["bandits"])}
 figures of the language model: {", ".join(GROUPS["language_model"])}
+of online runs (not in "all"): {", ".join(GROUPS["online"])}
 
 examples:
   python -m paper_figures --out figures                        every figure, from out/ (else from the shipped records)
   python -m paper_figures determinism strength --out figures   two of them
   python -m paper_figures bandits --out figures                those of the bandits ("language_model": the others)
   python -m paper_figures --records myruns --out figures       from other records
+  python -m paper_figures online frontier_llm --records out/online_quick --out figures      of python -m llm_runs online
 
 Each figure comes as NAME.pdf, NAME.png and NAME.json, which holds the caption and names the records with checksums.
 Exit code: 0 all drawn, 1 some figures lack their records, 2 bad input.
@@ -61,10 +63,10 @@ class _UnknownFigure(ValueError):
 def _names(asked: Sequence[str]) -> list[str]:
     groups = {"all": FIGURES, **GROUPS}
     for name in asked:
-        if name not in FIGURES and name not in groups:
-            near = difflib.get_close_matches(name, [*FIGURES, *groups], n=1)
+        if name not in KNOWN and name not in groups:
+            near = difflib.get_close_matches(name, [*KNOWN, *groups], n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise _UnknownFigure(f"there is no figure {name!r}{hint}; the figures are {', '.join(FIGURES)}")
+            raise _UnknownFigure(f"there is no figure {name!r}{hint}; the figures are {', '.join(KNOWN)}")
     return list(dict.fromkeys(figure for name in asked for figure in groups.get(name, (name,))))
 
 

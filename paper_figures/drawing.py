@@ -28,8 +28,13 @@ GROUPS = {
         "reference_samples",
     ),
     "language_model": ("frontier_llm", "off_support", "training", "likelihoods"),
+    "online": ("predictions",),
 }
-FIGURES = tuple(name for names in GROUPS.values() for name in names)
+FIGURES = (
+    *GROUPS["bandits"],
+    *GROUPS["language_model"],
+)  # "all": those of the paper, whose records every reproduction makes
+KNOWN = (*FIGURES, *GROUPS["online"])
 
 
 @dataclass(frozen=True)

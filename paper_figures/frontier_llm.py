@@ -42,7 +42,7 @@ def draw(evidence: Evidence) -> Drawing:
         axis.set_xlabel("KL(policy ‖ reference)  [nats per completion]")
     axes[0].set_ylabel("reward")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if len(labels) == 1 else 3)
     if len(labels) > 1:
         style.letter(axes)
     used = evidence.language_model()
@@ -91,7 +91,8 @@ def _names(settings: list[Setting]) -> dict[str, str]:
     names = {}
     for setting in settings:
         others = "".join(f", {key} = {setting.hyperparameters.get(key)}" for key in differing)
-        names[setting.label] = f"{style.look(setting.objective).label}, {setting.symbol} = {setting.strength:g}{others}"
+        strength = f", {setting.symbol} = {setting.strength:g}" if np.isfinite(setting.strength) else ""
+        names[setting.label] = f"{style.look(setting.objective).label}{strength}{others}"
     return names
 
 

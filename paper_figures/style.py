@@ -72,20 +72,29 @@ LOOKS = {
     "ipo+forward_kl": Look("IPO + forward KL", SKY, "v", (0, (3, 1, 1, 1))),  # type: ignore[arg-type]
     "maxpo+forward_kl": Look("MaxPO + forward KL", PURPLE, "P", (0, (1, 1))),  # type: ignore[arg-type]
 }
+# Methods that sample while they train; colours come back, markers do not.
+ONLINE = {
+    "rlhf_ppo": Look("PPO", ORANGE, "d", "-"),
+    "espo": Look("ESPO", PURPLE, "<", "--"),
+    "rso": Look("RSO", SKY, "p", "-."),
+    "iterative_dpo": Look("iterative DPO", BLUE, "X", "-"),
+    "accelerated": Look("accelerated DPO", BLUE, ">", "--"),
+    "best_of_n": Look("best of n", GREY, "h", ":"),
+}
 _SPARE = ((ORANGE, "D"), (SKY, "v"), (PURPLE, "P"), (GREY, "X"), (YELLOW, "*"))
 
 
 def look(objective: str) -> Look:
     """The look of an objective; one that is not listed gets a spare colour and marker, the same every time."""
-    if objective in LOOKS:
-        return LOOKS[objective]
+    if known := LOOKS.get(objective) or ONLINE.get(objective):
+        return known
     colour, marker = _SPARE[sum(objective.encode()) % len(_SPARE)]
     return Look(objective, colour, marker, (0, (2, 1)))  # type: ignore[arg-type]
 
 
 def order(objectives: Iterable[str]) -> list[str]:
     """Objectives in the order in which figures show them."""
-    listed = list(LOOKS)
+    listed = [*LOOKS, *ONLINE]
     return sorted(set(objectives), key=lambda name: (listed.index(name) if name in listed else len(listed), name))
 
 

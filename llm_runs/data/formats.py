@@ -359,7 +359,10 @@ def detect(values: Mapping[str, Any], place: str) -> Format:
         return FORMATS["hh_rlhf" if transcripts else "pairs"]
     if fitting:
         return fitting[0]
-    closest = max(FORMATS.values(), key=lambda form: len(there & set(form.required)) / len(form.required))
+    closest = max(
+        FORMATS.values(),  # where nothing fits, the plainest one
+        key=lambda form: (len(there & set(form.required)) / len(form.required), form.name == "pairs"),
+    )
     lacking = [field for field in closest.required if field not in there]
     hints = "; ".join(
         f"the key {field!r} is missing ({nearest(field, there - set(closest.required))})" for field in lacking

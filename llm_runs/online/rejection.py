@@ -164,11 +164,11 @@ def sizes(samples: int) -> list[int]:
     return [2**i for i in range(samples.bit_length()) if 2**i <= max(1, samples // 2)]
 
 
-def best_of_n(bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def best_of_n(bench: Bench) -> dict[str, pd.DataFrame]:
     """Metrics, evaluations and samples of the best of n, n = 1, 2, 4, ..., from one set of completions of each held-out prompt.
 
     The column step is n. By prompt: reward (`expected_best`), kl_policy_reference (`best_of_kl`, an estimate) and kl_bound. The samples
-    are the best of the first n.
+    are the best of the first n. Table reference_rewards has the rewards of all completions: item, draw, reward.
     """
     experiment, count = bench.experiment, bench.online.best_of_n.samples
     model = experiment.load_reference()
@@ -176,9 +176,11 @@ def best_of_n(bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     drawn = bench.rollouts(model, prompts, count, "best_of_n")
     rows: list[tuple[int, str, str, int, float]] = []
     texts: list[tuple[int, int, str, str, float]] = []
+    scored: list[tuple[int, int, float]] = []
     for item in range(len(prompts)):
         own = drawn[item * count : (item + 1) * count]
         rewards = np.array([entry.reward for entry in own], dtype=np.float64)
+        scored += [(item, draw, reward) for draw, reward in enumerate(rewards.tolist())]
         for n in sizes(count):
             values = {
                 "reward": expected_best(rewards, n),
@@ -192,4 +194,9 @@ def best_of_n(bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     metrics = evaluations.groupby(["step", "metric"])["value"].mean().reset_index()
     samples = pd.DataFrame(texts, columns=["step", "item", "prompt", "completion", "reward"])
     metrics.columns = pd.Index(["step", "name", "value"])
-    return metrics, evaluations, samples
+    return {
+        "metrics": metrics,
+        "evaluations": evaluations,
+        "samples": samples,
+        "reference_rewards": pd.DataFrame(scored, columns=["item", "draw", "reward"]),
+    }

@@ -92,32 +92,25 @@ def run(experiment: Experiment, method: str) -> str | None:
     work = folder / "unfinished"
     engine = engines.resolve(config.sampling.engine, experiment.device)
     _claim(work, fingerprint(settings))
-    if method == BEST_OF_N:
-        metrics, evaluations, texts = best_of_n(bench)
-    else:
-        metrics, evaluations, texts = _rounds(bench, LOOPS[method], work)
-    before = experiment.out / "before"
-    start = read_table(before / "reference.parquet")
-    evaluations = pd.concat([start, evaluations], ignore_index=True)
+    tables = best_of_n(bench) if method == BEST_OF_N else _rounds(bench, LOOPS[method], work)
+    for name, before in (("evaluations", "reference"), ("samples", "samples")):
+        start = read_table(experiment.out / "before" / f"{before}.parquet")
+        tables[name] = pd.concat([start, tables[name]], ignore_index=True)
     write_run(
         folder,
         kind="llm",
         id=f"{config.name}/{folder.name}",
         config=settings,
         seeds={"data": config.seed, "sampling": config.seed, "online": bench.labels.seed},
-        tables={
-            "metrics": metrics,
-            "evaluations": evaluations,
-            "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
-        },
+        tables=tables,
         device=pipeline.device_name(experiment.device),
         extra={"samples": experiment.sampled_with, "rollouts": {"engine": engine, "version": engines.version(engine)}},
     )
     shutil.rmtree(work, ignore_errors=True)
-    return pipeline.summary(evaluations, int(evaluations["step"].max()))
+    return pipeline.summary(tables["evaluations"], int(tables["evaluations"]["step"].max()))
 
 
-def _rounds(bench: Bench, kind: type[Loop], work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def _rounds(bench: Bench, kind: type[Loop], work: Path) -> dict[str, pd.DataFrame]:
     """Every round that is not finished yet; then metrics, evaluations and samples of all."""
     online = bench.online
     total = kind.rounds(online)
@@ -140,10 +133,11 @@ def _rounds(bench: Bench, kind: type[Loop], work: Path) -> tuple[pd.DataFrame, p
             bar.update()
     if bench.config.training.save_model:
         models.save(merged(loop.model), bench.experiment.tokenizer, work.parent / "model")
-    names = ("metrics", "evaluations", "samples")
-    paths = [[work / f"{name}-{number}.parquet" for number in range(1, total + 1)] for name in names]
-    found = [pd.concat([read_table(path) for path in each if path.is_file()], ignore_index=True) for each in paths]
-    return found[0], found[1], found[2]
+    found = {}
+    for name in ("metrics", "evaluations", "samples"):
+        paths = [work / f"{name}-{number}.parquet" for number in range(1, total + 1)]
+        found[name] = pd.concat([read_table(path) for path in paths if path.is_file()], ignore_index=True)
+    return found
 
 
 def merged(model: Any) -> Any:
