@@ -16,16 +16,17 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import fingerprint, is_complete, read_run, write_run
-from llm_runs import assets, benchmarks, guards, models, rewards, sampling
+from llm_runs import assets, benchmarks, engines, guards, models, rewards, sampling
 from llm_runs.account import Step
 from llm_runs.config import RunConfig
 from llm_runs.data import prompts as prompt_data
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
+from llm_runs.examples import Prompt
 from llm_runs.measuring import measure, name_of
 from llm_runs.reference import model_fingerprint
 from llm_runs.rewards import Reward
-from llm_runs.sampling import Prompt, derived_seed
+from llm_runs.sampling import derived_seed
 
 KIND = "llm_evaluation"
 _BEFORE = "reference"
@@ -117,6 +118,7 @@ class Comparison:
         if set(tasks) & set(benchmarks.shipped()):
             assets.fetch(benchmarks.ASSET)
         benchmarks.check(tasks, self.config.evaluation.benchmark_include)
+        engines.check(self.config.sampling.engine)
         return f"{len(self.prompts)} prompts"
 
     @cached_property

@@ -20,15 +20,16 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from llm_runs.errors import InputError
+from llm_runs.examples import Prompt
 from llm_runs.logprobs import collate, completion_logits, token_logps
 
-Prompt = tuple[int, ...]
 Drawn = tuple[list[int], list[float]]  # token ids, log-probabilities
 
 REFILLS = 8  # continuous batching: prompts per call as a multiple of those at a time; a call is lost when interrupted
 PAGE = 256  # tokens of a page of the cache, transformers' default
 PREFILL = 1024  # tokens of a forward pass
 GPU_SHARE = 0.5  # of the GPU's memory that vLLM may take: the policy stays beside it
+_NO_VLLM = "sampling.engine=vllm: vLLM cannot be imported ({}). Install it (pip install vllm), or take continuous or transformers"
 
 
 class Engine(Protocol):
@@ -48,6 +49,12 @@ class Engine(Protocol):
     ) -> list[Drawn]:
         """Completions in the order of the prompts."""
         ...
+
+
+def check(name: str) -> None:
+    """Raise InputError, as sampling would, where the engine is not installed; to be known before hours of training."""
+    if name == "vllm" and not importlib.util.find_spec("vllm"):
+        raise InputError(_NO_VLLM.format("it is not installed"))
 
 
 def resolve(name: str, device: torch.device) -> str:
@@ -160,9 +167,7 @@ def vllm(
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:
-        raise InputError(
-            f"sampling.engine=vllm: vLLM cannot be imported ({error}). Install it (pip install vllm), or take continuous or transformers"
-        ) from error
+        raise InputError(_NO_VLLM.format(error)) from error
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

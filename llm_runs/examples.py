@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+Prompt = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class TokenSample:

@@ -32,9 +32,9 @@ from llm_runs.config import DELIVERY, RunConfig, SamplingConfig
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
 from llm_runs.errors import InputError
-from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.examples import Prompt, TokenPair, TokenSample
 from llm_runs.microbatches import mismatched, needs_in_training
-from llm_runs.sampling import Prompt, derived_seed
+from llm_runs.sampling import derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
 _FREE_TRAINING = (*DELIVERY, "micro_batch_size", "gradient_checkpointing")

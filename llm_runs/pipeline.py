@@ -21,6 +21,7 @@ from analysis.records import atomic_write, fingerprint, is_complete, read_run, w
 from llm_runs import (
     assets,
     benchmarks,
+    engines,
     guards,
     hub,
     labelling,
@@ -219,6 +220,7 @@ def _fetch(experiment: Experiment) -> str | None:
     for name in sorted(needed_assets(config)):
         assets.fetch(name)
     benchmarks.check(config.evaluation.benchmarks, config.evaluation.benchmark_include)
+    engines.check(config.sampling.engine)
     reporting.check(config.training.report_to)
     if config.training.push_to_hub:
         hub.check(str(config.training.hub_model_id))

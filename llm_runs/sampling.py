@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from analysis.records import atomic_write, fingerprint
 from llm_runs import engines
 from llm_runs.config import SamplingConfig
-from llm_runs.engines import Drawn, Prompt
+from llm_runs.engines import Drawn
 from llm_runs.errors import InputError
-from llm_runs.examples import TokenSample
+from llm_runs.examples import Prompt, TokenSample
 from llm_runs.models import autocast
 
 

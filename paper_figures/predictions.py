@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -40,7 +42,7 @@ def draw(evidence: Evidence) -> Drawing:
         points = measured_points([setting])
         kl, reward = points.kl.mean(-1), points.reward.mean(-1)
         look = style.look(setting.objective)
-        plain = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markersize": 3.5}
+        plain: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markersize": 3.5}
         left.plot(kl, reward, **plain, label=_name(setting))
         share = _share(kl, reward, curve)
         right.plot(kl[share.index], share, **plain)

@@ -19,6 +19,12 @@ from llm_runs.data.rendering import SAME_WHEN_CUT, Renderer
 from llm_runs.data.sources import Source, columns, open_source
 from llm_runs.examples import TokenPair, TokenSample
 
+# Problems whose own words say what to do, or that leaving records out would not solve.
+_ADVICE = {
+    "too long": "",
+    "no chat template": "",
+    "template": "; model.template takes another template (dialogue, chatml, or a Jinja file)",
+}
 _NAMED = 3  # how many records of each kind of problem the report names
 
 
@@ -220,7 +226,7 @@ class _Reader:
         reading = self.reading
         policy = {"too long": reading.overlong, SAME_WHEN_CUT: "drop"}.get(problem.kind, reading.bad_records)
         if policy != "drop":
-            advice = "" if problem.kind == "too long" else " (data.reading.bad_records=drop leaves such records out)"
+            advice = _ADVICE.get(problem.kind, " (data.reading.bad_records=drop leaves such records out)")
             raise PreferenceFileError(f"{place}: {problem}{advice}") from problem
         self.account.leave_out(problem.kind, f"{place}: {problem}")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_runs.examples import Prompt
 from llm_runs.logprobs import collate
 from llm_runs.models import autocast
-from llm_runs.sampling import Prompt
 
 RIDGE = 1.0  # weight of the squared norm of the value function's coefficients, beside a sum of squared errors
 BATCH = 64  # prompts per forward pass

@@ -17,12 +17,12 @@ from llm_runs import labelling, memory, reference
 from llm_runs.config import OnlineConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
-from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.examples import Prompt, TokenPair, TokenSample
 from llm_runs.experiment import Experiment
 from llm_runs.measuring import measure
 from llm_runs.reference import ReferenceLogps
 from llm_runs.rewards import Reward, score_samples
-from llm_runs.sampling import Prompt, derived_seed, sample
+from llm_runs.sampling import derived_seed, sample
 
 
 class Bench:

@@ -198,8 +198,10 @@ def test_vllm_that_is_not_there_is_an_error_with_advice(
     draw: Draw, fresh_model: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(InputError, match=r"vLLM cannot be imported .*pip install vllm.*continuous or transformers"):
-        draw("vllm")
+    for call in (lambda: draw("vllm"), lambda: engines.check("vllm")):
+        with pytest.raises(InputError, match=r"vLLM cannot be imported .*pip install vllm.*continuous or transformers"):
+            call()
+    engines.check("auto")
     policy = get_peft_model(fresh_model(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     with pytest.raises(InputError, match="this one has adapters"):
         draw("vllm", policy=policy)

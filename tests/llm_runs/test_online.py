@@ -402,7 +402,24 @@ def test_records_have_the_form_of_an_offline_training(finished: Path) -> None:
     assert settings["espo"].strength == 0.1
     assert settings["accelerated"].steps == [0, 2, 4, 6]
     assert settings["best_of_n"].steps == [0, 1, 2, 4]
+    (best,) = settings["best_of_n"].runs
+    scored = best.table("reference_rewards")
+    assert scored.groupby("item").size().tolist() == [8] * 4
+    once = settings["best_of_n"].items("held_out_prompts", "reward", 1)
+    np.testing.assert_allclose(scored.groupby("item")["reward"].mean(), once)
+    assert best.manifest["extra"]["rollouts"]["engine"] == "transformers"
     assert not list(finished.rglob("unfinished"))
+
+
+def test_rollouts_by_continuous_batching(finished: Path, tmp_path: Path) -> None:
+    out, engine = tmp_path / "continuous", "sampling.engine=continuous"
+    assert online(out, "rlhf_ppo", more=[engine, "online.rounds=1"]) == 0
+    (folder,) = (out / "runs").iterdir()
+    extra = read_run(folder).manifest["extra"]
+    assert extra["rollouts"]["engine"] == "continuous"
+    assert extra["rollouts"]["version"].startswith("transformers ")
+    assert {about["engine"] for about in extra["samples"].values()} == {"continuous"}
+    assert len({about["seed"] for about in extra["samples"].values()}) == 4
 
 
 @pytest.mark.parametrize("method", ["espo", "accelerated"])

@@ -70,6 +70,10 @@ def test_every_objective_is_recorded_on_every_kind_of_labels(finished: Path) -> 
         assert set(record.tables) == {"metrics", "evaluations", "samples"}
         assert record.config["training"]["steps"] == 4
         assert set(record.seeds) == {"data", "sampling", "labels", "training"}
+        samples = record.manifest["extra"]["samples"]
+        assert set(samples) == {"pairs", "reference", "held_out_reference", "held_out_pairs"}
+        assert len({about["seed"] for about in samples.values()}) == 4
+        assert {about["engine"] for about in samples.values()} == {"transformers"}
         metrics = record.table("metrics")
         assert sorted(metrics.loc[metrics["name"] == "loss", "step"]) == [1, 2, 3, 4]
 
