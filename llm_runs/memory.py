@@ -165,10 +165,11 @@ def explained(plan: Callable[[], Plan]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lower(setting: str, value: int) -> Iterator[None]:
+def lower(setting: str, value: int, *, kept: bool = True) -> Iterator[None]:
     """Turn running out of memory in the block into an InputError that halves the batch size `setting`, which is `value` now.
 
-    Without gradients memory is proportional to the batch beside the weights, so half of it is the sensible next try.
+    Beside the weights memory is about proportional to the batch, so half of it is the sensible next try. `kept`: whether a run's
+    folder refuses another value.
     """
     try:
         yield
@@ -176,7 +177,8 @@ def lower(setting: str, value: int) -> Iterator[None]:
         if not ran_out(error):
             raise
         advice = f"set {setting}={value // 2} (now {value})" if value > 1 else "take a smaller model or shorter texts"
-        raise InputError(f"out of memory: {advice}; a folder keeps this setting, so use another --out") from error
+        where = "; a folder keeps this setting, so use another --out" if kept else ""
+        raise InputError(f"out of memory: {advice}{where}") from error
 
 
 def ran_out(error: BaseException) -> bool:

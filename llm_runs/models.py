@@ -325,7 +325,7 @@ def _load_errors(source: str | Path) -> Any:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(
             f"cannot load a model from {str(source)!r}: {reason}. Give one of {', '.join((TINY, 'smollm2-135m-instruct'))}, "
             "a folder with config.json and safetensors, a .gguf file, or a hub id that this machine can reach."

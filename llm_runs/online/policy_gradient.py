@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import objectives
-from llm_runs import training
+from llm_runs import memory, training
 from llm_runs.config import OnlineConfig, PolicyGradientConfig
 from llm_runs.examples import TokenSample
 from llm_runs.logprobs import collate, completion_logits, event_kl, full_precision
@@ -107,6 +107,10 @@ class PolicyGradient(Loop):
         (mean -log pi), advantage_std; of every minibatch: loss, loss/<term>, ratio (mean), ratio_deviation (mean |ratio - 1|), clip_share,
         grad_norm; at the last one: round_updates, stopped (1 where the stopping rule ended the round).
         """
+        with memory.lower("online.policy_gradient.minibatch", self.bench.online.policy_gradient.minibatch, kept=False):
+            return self._round(number)
+
+    def _round(self, number: int) -> pd.DataFrame:
         bench, settings = self.bench, self.bench.online.policy_gradient
         samples = bench.rollouts(self.model, bench.prompts(number), bench.online.samples, number)
         rollouts, about = self.prepare(samples, number)

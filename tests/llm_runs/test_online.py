@@ -511,6 +511,20 @@ def test_what_goes_wrong_in_a_round_is_explained(tmp_path: Path) -> None:
         loop.update(wrong, torch.arange(4))
 
 
+def test_too_little_memory_says_which_setting_to_lower(tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    loop = RlhfPpo(bench(tmp_path))
+    handle = loop.model.register_forward_hook(fail)
+    with pytest.raises(InputError, match=r"^out of memory: set sampling.batch_size=32 \(now 64\); a folder keeps"):
+        loop.advance(1, tmp_path / "round")
+    handle.remove()
+    loop.prepare = fail  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"^out of memory: set online.policy_gradient.minibatch=4 \(now 8\)$"):
+        loop.advance(1, tmp_path / "round")
+
+
 def test_a_damaged_or_foreign_state_is_refused(tmp_path: Path) -> None:
     runs._write_state(tmp_path, 1, {"a": torch.ones(3)})
     torch.testing.assert_close(runs._read_state(tmp_path, 1), {"a": torch.ones(3)})
