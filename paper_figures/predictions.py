@@ -41,6 +41,8 @@ def draw(evidence: Evidence) -> Drawing:
     for setting in settings:
         points = measured_points([setting])
         kl, reward = points.kl.mean(-1), points.reward.mean(-1)
+        if setting.objective == "best_of_n":  # n = 1 is the reference, by more draws than its evaluation has
+            kl, reward = kl[1:], reward[1:]
         look = style.look(setting.objective)
         plain: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markersize": 3.5}
         left.plot(kl, reward, **plain, label=_name(setting))

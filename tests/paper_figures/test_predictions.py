@@ -57,7 +57,8 @@ def records(tmp_path: Path) -> Path:
         [(item, draw, REWARDS[item, draw]) for item in range(ITEMS) for draw in range(DRAWS)],
         columns=["item", "draw", "reward"],
     )
-    write(tmp_path, "best_of_n", {"samples": DRAWS}, [start, start, (0.19, 0.5)], reference_rewards=scored)
+    path = [(0.0, 9.0), start, (0.4, float((half + start[1]) / 2))]
+    write(tmp_path, "best_of_n", {"samples": DRAWS}, path, reference_rewards=scored)
     return tmp_path
 
 
@@ -81,6 +82,10 @@ def test_the_optimum_and_the_methods_ends_are_those_of_the_draws(records: Path) 
     np.testing.assert_allclose(end.get_xydata(), [[point.kl[0], point.reward[0]]])
     share = next(line for line in right.lines if line.get_color() == style.look("dpo").colour)
     np.testing.assert_allclose(share.get_xydata(), [[0.4, 0.5]], atol=1e-6)
+    best = next(line for line in right.lines if line.get_color() == style.look("best_of_n").colour)
+    np.testing.assert_allclose(
+        best.get_xydata(), [[0.4, 0.5]], atol=1e-6
+    )  # against n = 1, not the reference's evaluation
 
 
 def test_the_command_writes_it_with_its_numbers(records: Path, tmp_path: Path) -> None:
