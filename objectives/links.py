@@ -40,6 +40,7 @@ class Link:
     ``convex``: whether the link is known to be convex; an exact solver then needs one start only.
     ``falling``: whether the link falls for ever, so that its infimum is the limit at +inf and no argument attains it.
     ``even_slope``: whether first(-z) = first(z) < 0 everywhere.
+    ``logistic_shares``: (agree, disagree) where the link is agree L(z) + disagree L(-z), L the logistic one.
     ``shared``: `both` where it is cheaper than one function after the other.
     """
 
@@ -57,6 +58,7 @@ class Link:
     convex: bool = True
     falling: bool = False
     even_slope: bool = False
+    logistic_shares: tuple[float, float] | None = None
     shared: Callable[[Tensor], tuple[Side, Side]] | None = None
 
     def at(self, z: Tensor) -> Side:
@@ -89,6 +91,7 @@ logistic = Link(
     tail_plus=1.0,
     tail_minus=1.0,
     falling=True,
+    logistic_shares=(1.0, 0.0),
     shared=_logistic_both,
 )
 """L(z) = -log s(z): falls for ever, so a pair that always wins pulls its margin to infinity."""
@@ -231,6 +234,7 @@ def two_sided(link: Link, agree: float, disagree: float, *, name: str, convex: b
         tail_plus=slowest(link.tail_plus, link.tail_minus),
         tail_minus=slowest(link.tail_minus, link.tail_plus),
         convex=convex,
+        logistic_shares=(agree, disagree) if link is logistic else None,
         shared=None if link.shared is None else shared,
     )
 

@@ -27,6 +27,8 @@ CELLS = 36_000
 """Numbers in the tables worked on at a time: several of them fit into a core's cache."""
 MAX_ITERATIONS = 60
 FIRST_RADIUS = 10.0
+MODERATE = 20.0
+"""Log odds up to which a pair's own minimum says where the whole objective's is."""
 TOLERANCE = 0.1 * GRADIENT_TOLERANCE
 """Gradient norm of one context: tighter, as a problem may have many."""
 SMALLEST_PIVOT = 1e-15
@@ -140,7 +142,7 @@ class Packed:
         weights: Tensor | None = None
         convex: Tensor | None = None
         if self.pairs:
-            difference = logits[self.first] - logits[self.second]
+            difference = logits.index_select(0, self.first) - logits.index_select(0, self.second)
         for part in self.pairs:
             argument = difference * part.scale + part.shift
             if part.back is None:
@@ -158,12 +160,9 @@ class Packed:
         gradient = None if slopes is None else self._net(slopes)
         if self.masses is not None:
             log_policy = logits.log_softmax(0)
-            policy = log_policy.exp()
-            total = self.masses.sum(0)
             value = value - (self.masses * log_policy).sum(0)
-            own = total * policy - self.masses
+            own, spread = self._cross_entropy(log_policy.exp())
             gradient = own if gradient is None else gradient + own
-            spread = (total * policy)[self.first] * policy[self.second]
             weights = spread if weights is None else weights.add_(spread)
             convex = convex if convex is None else convex.add_(spread)
         assert isinstance(value, Tensor)
@@ -183,6 +182,38 @@ class Packed:
             table[self.table].reshape(self.actions, self.actions, -1).movedim(-1, 0) for table in (first, second)
         )
         return (rows.triu(1).sum(-1) - columns.tril(-1).sum(-1)).T
+
+    def guess(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (A, N) nearer to the minimum than ``logits`` where all pairs have a logistic loss and odds that are not extreme: every
+        pair's loss replaced by the parabola at its own minimum, where its argument is the log of the odds."""
+        difference = logits.index_select(0, self.first) - logits.index_select(0, self.second)
+        weights, slopes = torch.zeros_like(difference), torch.zeros_like(difference)
+        known = torch.ones_like(logits[0], dtype=torch.bool)
+        for part in self.pairs:
+            if part.link.logistic_shares is None or part.back is not None:
+                return logits
+            agree, disagree = part.link.logistic_shares
+            right = agree * part.forward + disagree * part.backward
+            wrong = disagree * part.forward + agree * part.backward
+            total, odds = right + wrong, (right / wrong).log_()
+            known &= ((odds.abs() <= MODERATE) | (total == 0)).all(0)
+            curvature = torch.where(total == 0, 0.0, right * wrong / total).mul_(part.scale)
+            slopes += torch.where(
+                total == 0, 0.0, curvature * (torch.addcmul(part.shift, difference, part.scale) - odds)
+            )
+            weights += curvature.mul_(part.scale)
+        gradient = self._net(slopes)
+        if self.masses is not None:
+            own, spread = self._cross_entropy(logits.softmax(0))
+            gradient, weights = gradient + own, weights.add_(spread)
+        step, failed = self.step(Point(gradient[0], gradient, weights, weights), labels)
+        return torch.where(known & ~failed & torch.isfinite(step).all(0), logits + step, logits)
+
+    def _cross_entropy(self, policy: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (A, N) and weights (P, N) of the cross entropy."""
+        assert self.masses is not None
+        whole = self.masses.sum(0) * policy
+        return whole - self.masses, whole.index_select(0, self.first) * policy.index_select(0, self.second)
 
     def step(self, point: Point, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Newton's step (A, N), each set of actions of one label (A, N) held at one of them, and which columns have no step that is
@@ -376,10 +407,10 @@ def minimise(packed: Packed, start: Tensor, labels: Tensor, known: Sequence[Know
     width = max(1 if packed.actions > LARGEST else 64, CELLS // len(packed.first))
     late: list[Tensor] = []
     for columns in torch.split(torch.arange(count, device=start.device), width):
-        late.append(_iterate(packed, columns, labels, known, result, hand_over=count > width))
+        late.append(_iterate(packed, columns, labels, known, result, first=True, hand_over=count > width))
     rest = torch.cat(late)
     for columns in torch.split(rest, width) if len(rest) else ():
-        _iterate(packed, columns, labels, known, result, hand_over=False)
+        _iterate(packed, columns, labels, known, result, first=False, hand_over=False)
     return result
 
 
@@ -390,6 +421,7 @@ def _iterate(
     known: Sequence[Known],
     result: PackedMinimum,
     *,
+    first: bool,
     hand_over: bool,
 ) -> Tensor:
     """Iterate some columns from where ``result`` has them, and write back. Returns those that were left for later: the last few."""
@@ -398,6 +430,8 @@ def _iterate(
     function, labels = (packed, labels) if whole else (packed.take(columns), labels[:, columns])
     known = known if whole else [minimum.take(columns) for minimum in known]
     logits = result.logits[:, columns]
+    if first and packed.convex and packed.pairs:
+        logits = function.guess(logits, labels)
     now = function(logits)
     step, failed = function.step(now, labels)
     length, radius = torch.ones_like(now.value), torch.full_like(now.value, FIRST_RADIUS)
