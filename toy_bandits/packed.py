@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from objectives.links import Link
+from objectives.links import Link, Side
 from toy_bandits.derivatives import CrossEntropyPiece, Derivatives, Function, PairPiece, symmetric_laplacian
 from toy_bandits.newton import FLAT_CURVATURE, GRADIENT_TOLERANCE, STEP_TOLERANCE, curvature, newton_step
 
@@ -49,6 +50,48 @@ class PackedPairs:
     back: Tensor | None
     """None: -shift."""
 
+    @cached_property
+    def net(self) -> Tensor:
+        """(P, N): how much more the one order of a pair weighs than the other."""
+        return self.forward - self.backward
+
+    @property
+    def point_symmetric(self) -> bool:
+        """Whether the two orders' losses add up to a constant, so that one of them is enough, with the net weight."""
+        return self.link.even_slope and self.back is None
+
+    @cached_property
+    def constant(self) -> Tensor:
+        """(N,): what the two orders add up to, where they do."""
+        middle = self.link.value(torch.zeros_like(self.backward[:1]))
+        return 2.0 * (middle * self.backward).sum(0)
+
+    def at(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value (N,), and derivatives in ``difference`` (P, N): first and second."""
+        argument = torch.addcmul(self.shift, difference, self.scale)
+        if self.point_symmetric:
+            value, first, second = self.link.both(argument)[0]
+            return (
+                self.constant + (self.net * value).sum(0),
+                self.net * first * self.scale,
+                self.net * second * self.scale.square(),
+            )
+        right, wrong = self._orders(argument, difference)
+        value = torch.addcmul(self.forward * right[0], self.backward, wrong[0]).sum(0)
+        slope = torch.addcmul(self.forward * right[1], self.backward, wrong[1], value=-1.0).mul_(self.scale)
+        return value, slope, torch.addcmul(self.forward * right[2], self.backward, wrong[2]).mul_(self.scale.square())
+
+    def positive_curvature(self, difference: Tensor) -> Tensor:
+        """(P, N): the second derivative, negative ones of either order left out."""
+        right, wrong = self._orders(torch.addcmul(self.shift, difference, self.scale), difference)
+        both = torch.addcmul(self.forward * right[2].clamp(min=0.0), self.backward, wrong[2].clamp(min=0.0))
+        return both.mul_(self.scale.square())
+
+    def _orders(self, argument: Tensor, difference: Tensor) -> tuple[Side, Side]:
+        if self.back is None:
+            return self.link.both(argument)
+        return self.link.at(argument), self.link.at(self.back - difference * self.scale)
+
     def take(self, columns: Tensor) -> PackedPairs:
         """Those of some columns."""
         scale = self.scale if len(self.scale) == 1 else self.scale[columns]
@@ -60,30 +103,25 @@ class PackedPairs:
 
 @dataclass
 class Point:
-    """Of N columns: value (N,), gradient (A, N), weights (P, N) of the Laplacian that is the Hessian, and where they may be negative
-    those without the negative curvature of each piece's pairs."""
+    """Of N columns: logits (A, N), and there value (N,), gradient (A, N), weights (P, N) of the Laplacian that is the Hessian."""
 
+    logits: Tensor
     value: Tensor
     gradient: Tensor
     weights: Tensor
-    convex: Tensor
 
     def where(self, mask: Tensor, other: Point) -> Point:
         """These where the mask (N,) holds, else the other's."""
-        weights = torch.where(mask, self.weights, other.weights)
-        same = self.convex is self.weights
-        return Point(
-            torch.where(mask, self.value, other.value),
-            torch.where(mask, self.gradient, other.gradient),
-            weights,
-            weights if same else torch.where(mask, self.convex, other.convex),
-        )
+        mine, others = self.tensors(), other.tensors()
+        return Point(*(torch.where(mask, *parts) for parts in zip(mine, others, strict=True)))
 
     def take(self, columns: Tensor) -> Point:
         """Those of some columns."""
-        weights = self.weights[:, columns]
-        convex = weights if self.convex is self.weights else self.convex[:, columns]
-        return Point(self.value[columns], self.gradient[:, columns], weights, convex)
+        return Point(*(tensor[..., columns] for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All fields."""
+        return self.logits, self.value, self.gradient, self.weights
 
 
 class Packed:
@@ -137,38 +175,30 @@ class Packed:
 
     def __call__(self, logits: Tensor) -> Point:
         """At logits (A, N)."""
-        value: Tensor | float = 0.0
-        slopes: Tensor | None = None
-        weights: Tensor | None = None
-        convex: Tensor | None = None
+        value = torch.zeros_like(logits[0])
+        gradient, weights = torch.zeros_like(logits), None
         if self.pairs:
-            difference = logits.index_select(0, self.first) - logits.index_select(0, self.second)
-        for part in self.pairs:
-            argument = difference * part.scale + part.shift
-            if part.back is None:
-                right, wrong = part.link.both(argument)
-            else:
-                right, wrong = part.link.at(argument), part.link.at(part.back - difference * part.scale)
-            value = value + torch.addcmul(part.forward * right[0], part.backward, wrong[0]).sum(0)
-            slope = torch.addcmul(part.forward * right[1], part.backward, wrong[1], value=-1.0).mul_(part.scale)
-            curvature = torch.addcmul(part.forward * right[2], part.backward, wrong[2]).mul_(part.scale.square())
-            slopes = slope if slopes is None else slopes + slope
-            weights = curvature if weights is None else weights + curvature
-            if not self.convex:
-                bounded = curvature if part.link.convex else _positive(part, right[2], wrong[2])
-                convex = bounded if convex is None else convex + bounded
-        gradient = None if slopes is None else self._net(slopes)
+            difference = self._differences(logits)
+            values, slopes, curvatures = zip(*(part.at(difference) for part in self.pairs), strict=True)
+            value, gradient, weights = _total(values), self._net(_total(slopes)), _total(curvatures)
         if self.masses is not None:
             log_policy = logits.log_softmax(0)
-            value = value - (self.masses * log_policy).sum(0)
             own, spread = self._cross_entropy(log_policy.exp())
-            gradient = own if gradient is None else gradient + own
+            value, gradient = value - (self.masses * log_policy).sum(0), gradient + own
             weights = spread if weights is None else weights.add_(spread)
-            convex = convex if convex is None else convex.add_(spread)
-        assert isinstance(value, Tensor)
-        assert gradient is not None
         assert weights is not None
-        return Point(value, gradient, weights, weights if convex is None else convex)
+        return Point(logits, value, gradient, weights)
+
+    def _differences(self, logits: Tensor) -> Tensor:
+        return logits.index_select(0, self.first) - logits.index_select(0, self.second)
+
+    def _positive_weights(self, point: Point) -> Tensor:
+        """(P, N): the Hessian's weights without the negative curvature of each piece's pairs."""
+        if self.convex:
+            return point.weights
+        difference = self._differences(point.logits)
+        weights = _total([part.positive_curvature(difference) for part in self.pairs])
+        return weights if self.masses is None else weights + self._cross_entropy(point.logits.softmax(0))[1]
 
     def _net(self, slopes: Tensor) -> Tensor:
         """(P, N) slopes in the differences of pairs -> (A, N) in the logits."""
@@ -186,7 +216,7 @@ class Packed:
     def guess(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (A, N) nearer to the minimum than ``logits`` where all pairs have a logistic loss and odds that are not extreme: every
         pair's loss replaced by the parabola at its own minimum, where its argument is the log of the odds."""
-        difference = logits.index_select(0, self.first) - logits.index_select(0, self.second)
+        difference = self._differences(logits)
         weights, slopes = torch.zeros_like(difference), torch.zeros_like(difference)
         known = torch.ones_like(logits[0], dtype=torch.bool)
         for part in self.pairs:
@@ -206,7 +236,7 @@ class Packed:
         if self.masses is not None:
             own, spread = self._cross_entropy(logits.softmax(0))
             gradient, weights = gradient + own, weights.add_(spread)
-        step, failed = self.step(Point(gradient[0], gradient, weights, weights), labels)
+        step, failed = self.step(Point(logits, gradient[0], gradient, weights), labels)
         return torch.where(known & ~failed & torch.isfinite(step).all(0), logits + step, logits)
 
     def _cross_entropy(self, policy: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,7 +258,9 @@ class Packed:
             # Again without the negative curvatures, and with care for actions that nothing holds.
             columns = failed.nonzero()[:, 0]
             step[:, columns], failed[columns] = self._solve(
-                point.convex[:, columns], point.gradient[:, columns], self._grounded(labels[:, columns])
+                self.take(columns)._positive_weights(point.take(columns)),
+                point.gradient[:, columns],
+                self._grounded(labels[:, columns]),
             )
         return step, failed
 
@@ -239,7 +271,7 @@ class Packed:
     def _dense_step(self, point: Point, labels: Tensor) -> Tensor:
         """By factorisations of whole matrices, faster for many actions."""
         hessian = self._dense(point.weights)
-        convex = hessian if point.convex is point.weights else self._dense(point.convex)
+        convex = hessian if self.convex else self._dense(self._positive_weights(point))
         derivatives = Derivatives(point.value, point.gradient.T.unsqueeze(1), hessian, convex)
         return newton_step(derivatives, labels.T.unsqueeze(1)).squeeze(1).T
 
@@ -310,10 +342,8 @@ class Packed:
         return proved
 
 
-def _positive(part: PackedPairs, right: Tensor, wrong: Tensor) -> Tensor:
-    """The curvatures of both labels, negative ones left out."""
-    curvature = torch.addcmul(part.forward * right.clamp(min=0.0), part.backward, wrong.clamp(min=0.0))
-    return curvature.mul_(part.scale.square())
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
 def _packed_pairs(function: Function, piece: PairPiece) -> PackedPairs:
@@ -429,27 +459,25 @@ def _iterate(
     whole = len(columns) == len(labels[0])
     function, labels = (packed, labels) if whole else (packed.take(columns), labels[:, columns])
     known = known if whole else [minimum.take(columns) for minimum in known]
-    logits = result.logits[:, columns]
-    if first and packed.convex and packed.pairs:
-        logits = function.guess(logits, labels)
-    now = function(logits)
+    begin = result.logits[:, columns]
+    now = function(function.guess(begin, labels) if first and packed.convex and packed.pairs else begin)
     step, failed = function.step(now, labels)
     length, radius = torch.ones_like(now.value), torch.full_like(now.value, FIRST_RADIUS)
     for iteration in range(MAX_ITERATIONS + 1):
         size = step.abs().amax(0)
-        spread = 1.0 + logits.abs().amax(0)
+        spread = 1.0 + now.logits.abs().amax(0)
         norm = now.gradient.square().sum(0).sqrt()
         converged = ((norm <= TOLERANCE) & (size <= STEP_TOLERANCE * spread)) | (size <= 1e-13 * spread)
         converged &= ~failed & torch.isfinite(now.value)
         merged = torch.zeros_like(converged)
         for minimum in known:
-            merged |= minimum.reached(logits, step, labels)
+            merged |= minimum.reached(now.logits, step, labels)
         merged &= ~failed & ~converged
         done = converged | merged | failed | ~(length * size > 1e-16 * spread)
         left = len(columns) - int(done.sum())
         if left <= max(few, len(columns) * 3 // 4) or iteration == MAX_ITERATIONS:
             which = columns[done]
-            result.logits[:, which] = logits[:, done]
+            result.logits[:, which] = now.logits[:, done]
             result.value[which], result.gradient_norm[which] = now.value[done], norm[done]
             result.step[:, which] = step[:, done]
             result.converged[which], result.merged[which] = converged[done], merged[done]
@@ -457,24 +485,22 @@ def _iterate(
             if not packed.convex:
                 _classify(function, now, labels, converged, columns, result)
             keep = (~done).nonzero()[:, 0]
-            columns, logits = columns[keep], logits[:, keep]
+            columns, now = columns[keep], now.take(keep)
             if left <= few or iteration == MAX_ITERATIONS:
-                result.logits[:, columns] = logits
+                result.logits[:, columns] = now.logits
                 result.iterations[columns] += iteration
                 return columns if hand_over else columns[:0]
-            function, labels, now = function.take(keep), labels[:, keep], now.take(keep)
+            function, labels = function.take(keep), labels[:, keep]
             known = [minimum.take(keep) for minimum in known]
             step, failed, length, radius, size = step[:, keep], failed[keep], length[keep], radius[keep], size[keep]
         length = torch.minimum(length, radius / size)
-        trial = logits + length * step
-        then = function(trial)
+        then = function(now.logits + length * step)
         accepted = _descends(now, then, step, length)
         reached = torch.maximum(radius, 4.0 * length * size)
         if bool(accepted.all()):
-            logits, now, radius = trial, then, reached
+            now, radius = then, reached
             length = torch.ones_like(length)
         else:
-            logits = torch.where(accepted, trial, logits)
             now = then.where(accepted, now)
             radius = torch.where(accepted, reached, radius)
             length = torch.where(accepted, 1.0, 0.25 * length)

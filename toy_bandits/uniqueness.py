@@ -159,7 +159,7 @@ class _Box:
         bend = self.up * _steepest(least, most) - self.down * _steepest(1.0 - most, 1.0 - least)
         first, second = self.packed.first, self.packed.second
         weights = self.low[first] * self.low[second] / self.low.sum(0) - self.scale * bend
-        bounds = Point(weights[0], self.low, weights, weights)
+        bounds = Point(self.low, weights[0], self.low, weights)
         whole = torch.zeros_like(self.low, dtype=torch.long)
         return self.packed.curved(bounds, whole) & torch.isfinite(weights).all(0)
 
