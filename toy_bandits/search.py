@@ -134,7 +134,7 @@ def _by_context(
     missed = ~end.converged
     minima = torch.ones_like(end.iterations)
     tie, sole = torch.zeros_like(missed), torch.zeros_like(missed)
-    if not layout.convex:
+    if not layout.convex and (starts or not torch.equal(begin, function.problem.log_reference)):
         if starts:  # a proof spares them
             sole = end.converged & end.curved & only_stationary(layout, end.logits.softmax(0))
         rest = (~sole).nonzero()[:, 0]

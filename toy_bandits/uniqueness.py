@@ -31,13 +31,13 @@ from toy_bandits.derivatives import Function
 from toy_bandits.packed import CELLS, Packed, PackedPairs, Point
 
 SIGMOIDS = (links.negative_sigmoid, links.error_probability)
-CHECKS = (2, 2, 3, 4, 5, 6, 8, 10)
+CHECKS = (3, 2, 3, 4, 5, 6, 8, 10)
 """Rounds after which the box is looked at; columns that are proved then drop out, and those that do not get on."""
 STALLED = 0.95
 """How much narrower a box must have become to go on."""
-EMPTY = 1e-2
+EMPTY = 0.01
 """Where an action's lower bound is still 0, the first slice to be cut off, relative to the found policy."""
-FIRST_CUT, LONGEST_CUT, LONGER, SHORTER = 0.5, 0.8, 1.3, 0.5
+FIRST_CUT, LONGEST_CUT, LONGER, SHORTER = 0.8, 0.95, 1.2, 0.6
 """Which share of the way from a bound to the found policy a slice has, in logarithms: at first, at most; after success, after failure."""
 ROUNDING = 1e-14
 STEEPEST = (3.0 - math.sqrt(3.0)) / 6.0
