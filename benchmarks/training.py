@@ -5,9 +5,9 @@
     python -m benchmarks training --out results/ --device cuda  the same on a GPU, with a Llama of the 1B class in bfloat16
 
 Steps are whole steps of both trainers (forward, backward, AdamW), in turn within one process; the cost is CPU time of the process on a CPU
-(shared cores make wall times useless), wall time on a GPU, and each ratio is that of the medians. Peak memory is
-measured in a process of its own for each variant on a CPU, by torch's allocator on a GPU: what a step adds to the loaded model, and in
-total. On a GPU the longest sequences are tried out too. Every training is kept in OUT/unfinished as soon as it is measured, so that a command
+(shared cores make wall times useless), wall time on a GPU, and each ratio is that of the medians. Peak memory is measured in a
+process of its own for each variant on a CPU, by torch's allocator on a GPU: what a step adds to the loaded model, and in total. On a
+GPU the longest sequences are tried out too. Every training is kept in OUT/unfinished as soon as it is measured, so that a command
 that was stopped goes on. Needs the extra `peer`.
 """
 

@@ -31,14 +31,14 @@ def check(kernels: str, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def compiled(*models: PreTrainedModel) -> Iterator[None]:
+def compiled(*models: PreTrainedModel, backend: str = "inductor") -> Iterator[None]:
     """The repeated blocks of these models are compiled meanwhile: one compilation serves all blocks of a model.
 
-    In place, so that names of parameters, hooks and checkpoints stay as they are.
+    In place, so that names of parameters, hooks and checkpoints stay as they are. `backend`: torch.compile's.
     """
     blocks = [block for model in models for block in repeated_blocks(model)]
     for block in blocks:
-        block.compile()
+        block.compile(backend=backend)
     try:
         yield
     finally:
