@@ -1,6 +1,7 @@
 # make reproduce   the whole main job into out/ (bandits first, then the language model); run it again to continue
 # make test        lint, types, tests: no GPU, no hub
 # make figures     redraw the figures from the records in out/
+# make benchmarks  speed and memory of training against trl, each ratio beside its target (CPU)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Each step reads what the one before wrote.
 .NOTPARALLEL:
 
-.PHONY: help reproduce bandits language-model figures claims test lint types pytest clean
+.PHONY: help reproduce bandits language-model figures claims benchmarks test lint types pytest clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -54,6 +55,10 @@ claims: $(VENV)/.run
 	@echo "== 4/4 verdicts"
 	$(BIN)/python -m analysis claims $(OUT)
 	@echo "Figures: $(OUT)/figures (PDF, PNG, and the records behind each); records: $(OUT)/bandits, $(OUT)/language_model"
+
+# Passive waiting: threads that spin would count as work.
+benchmarks: $(VENV)/.test
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks training --out $(OUT)/benchmarks/training
 
 test: lint types pytest
 
