@@ -42,6 +42,14 @@ _FREE = (
     *("name", "objectives", "labels", "training_seeds", "cost_steps", "online"),
     *(f"training.{key}" for key in _FREE_TRAINING),
 )
+# How one's own preferences are read, which comes before all else: until that has succeeded, these may be corrected in the same folder.
+_OF_READING = (
+    "data.preferences",
+    "data.reading.",
+    "data.held_out_fraction",
+    "model.template",
+    "model.chat_template",
+)
 _AUTO_PROMPTS = 64  # prompts sampled twice for maxpo's automatic temperature where the pairs are your own
 
 
@@ -520,7 +528,8 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
     """Refuse a folder of another configuration; with `write`, keep this one in it."""
     path = out / "config.json"
     data = config.data
-    named = (data.text, data.other_text, data.preferences, data.reading.held_out, config.model.template)
+    of_reading = (data.preferences, data.reading.held_out, config.model.template)
+    named = (data.text, data.other_text, *of_reading)
     files = {str(file): fingerprint(file) for name in named for file in local_files(name)}
     current = {"config": config.to_dict(), "files": files}
     if path.is_file():
@@ -528,12 +537,15 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))
             old, new = _flat(before["config"]), _flat(config.to_dict())
             old_files = before["files"]
+            unread = before["config"]["data"]["preferences"] is not None and _nothing_made(out)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}); use another --out") from error
         changed = [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and not {key, key.partition(".")[0]} & set(_FREE)
+            if old.get(key) != new.get(key)
+            and not {key, key.partition(".")[0]} & set(_FREE)
+            and not (unread and key.startswith(_OF_READING))
         ]
         temperatures = {label["name"]: label["temperature"] for label in before["config"]["labels"]}
         changed += [
@@ -541,8 +553,11 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
             for label in config.labels
             if temperatures.get(label.name, label.temperature) != label.temperature
         ]
+        correctable = {str(file) for name in of_reading for file in local_files(name)} if unread else set()
         changed += [
-            f"the content of {name} changed" for name in files if old_files.get(name, files[name]) != files[name]
+            f"the content of {name} changed"
+            for name in files
+            if name not in correctable and old_files.get(name, files[name]) != files[name]
         ]
         if changed:
             raise InputError(
@@ -550,6 +565,11 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
             )
     if write:
         atomic_write(path, (json.dumps(current, indent=1) + "\n").encode())
+
+
+def _nothing_made(out: Path) -> bool:
+    """Whether the folder holds nothing that depends on data: the configuration alone, and maybe the random model."""
+    return all(entry.name in ("config.json", "model") for entry in out.iterdir())
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -163,3 +163,26 @@ def test_a_changed_file_in_a_folder_is_noticed(tmp_path: Path, capsys: pytest.Ca
     shutil.rmtree(tmp_path / "out" / "data")
     assert main(["label", "tiny", "--out", str(tmp_path / "out"), "--set", *SMALL, f"data.preferences={folder}"]) == 2
     assert "train.jsonl changed" in capsys.readouterr().err
+
+
+def test_what_an_error_names_can_be_corrected_in_the_same_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [{"prompt": f"Film {number} was", "chosen": " great.", "rejected": " bad."} for number in range(6)]
+    bad = {"prompt": "Film 7 was", "chosen": "", "rejected": " bad."}
+    source, out = preference_samples.write_jsonl(tmp_path / "mine.jsonl", [*good, bad]), tmp_path / "out"
+
+    def label(*more: str) -> int:
+        return main(["label", "tiny", "--out", str(out), "--set", *SMALL, f"data.preferences={source}", *more])
+
+    assert label() == 2
+    assert "line 7: 'chosen' is empty (data.reading.bad_records=drop" in capsys.readouterr().err
+    assert label("training.steps=3") == 2  # other settings are kept as ever
+    assert "training.steps was 2, is 3" in capsys.readouterr().err
+    preference_samples.write_jsonl(source, [*good, bad | {"chosen": 3}])
+    assert label() == 2
+    assert "line 7: 'chosen' must be" in capsys.readouterr().err
+    assert label("data.reading.bad_records=drop") == 0
+    assert len(rows(out / "pairs" / "given.jsonl") + rows(out / "pairs" / "given-held_out.jsonl")) == 6
+    assert label() == 2  # now they are read
+    assert "data.reading.bad_records was 'drop', is 'error'" in capsys.readouterr().err

@@ -324,7 +324,7 @@ def test_a_changed_own_file_is_noticed(own: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     shutil.copy(own, mine)
     config = RunConfig.load("tiny", [*SMALL, f"data.preferences={mine}"])
-    Experiment(config, tmp_path / "out")
+    assert Experiment(config, tmp_path / "out").own_pairs  # read; until then it may be corrected
     mine.write_text(mine.read_text() + "\n")
     with pytest.raises(InputError, match=r"content of .*mine\.jsonl changed"):
         Experiment(config, tmp_path / "out")
