@@ -219,10 +219,11 @@ def _carry_out(options: argparse.Namespace) -> None:
         return
     account.carry_out(pipeline.plan(Experiment(config, options.out), options.goal, only))
     if options.goal in ("train", "run"):
+        figures = "likelihoods" if config.data.preferences else "likelihoods frontier_llm"  # no reward, no frontier
         print(f"records: {options.out / 'runs'}; next:", flush=True)
         for command, shows in (
             (f"python -m analysis evaluation {options.out}", "before and after: KL, reward, benchmarks with tests"),
-            (f"python -m paper_figures language_model --records {options.out} --out figures", "likelihoods, frontiers"),
+            (f"python -m paper_figures {figures} --records {options.out} --out figures", "along training"),
             (f"python -m analysis claims {options.out}", "verdicts"),
         ):
             print(f"  {command}   # {shows}", flush=True)

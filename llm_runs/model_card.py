@@ -124,13 +124,11 @@ def evaluations(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _interval(differences: Any) -> str:
-    """The mean with its 95 % interval; without one where there are too few items."""
+    """The mean with its 95 % interval; without one where there are too few items, or nothing varies."""
     mean = float(np.mean(differences))
-    if len(differences) < 2:
+    if len(differences) < 2 or np.ptp(differences) == 0:
         return f"{mean:+.3g}"
     low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
-    if not np.isfinite([low, high]).all():  # no spread at all
-        low = high = mean
     return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 

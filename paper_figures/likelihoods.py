@@ -19,7 +19,7 @@ CAPTION = (
     "held-out pairs (filled, 95 % bootstrap intervals over pairs) and training pairs (open markers, dotted). A margin can grow while the "
     "chosen answers themselves become less likely. Right: share of a step's pairs on the flat part of their loss (a sigmoid's "
     "argument beyond 5 on either side, a logistic's beyond 5), so that they hardly move the policy; the square has none. Rows: kind of "
-    "labels. Of each method the strength is shown whose reward is nearest to what all methods reach."
+    "labels. Of each method the strength is shown whose reward is nearest to what all methods reach (without rewards, the largest)."
 )
 _TRAINING: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "fillstyle": "none"}
 COLUMNS = (
@@ -30,7 +30,9 @@ COLUMNS = (
 
 def draw(evidence: Evidence) -> Drawing:
     """Three panels in a row for each kind of labels: chosen, rejected, saturation."""
-    groups = [(labels, found) for labels in (NEAR_DETERMINISTIC, NOISY) if (found := _settings(evidence, labels))]
+    present = {setting.labels for setting in evidence.settings}  # "given", where the pairs are one's own
+    kinds = [NEAR_DETERMINISTIC, NOISY, *sorted(present - {NEAR_DETERMINISTIC, NOISY})]
+    groups = [(labels, found) for labels in kinds if (found := _settings(evidence, labels))]
     if not groups:
         evidence.language_model()  # says which records are missing
     figure, axes = style.panels(style.DOUBLE, 0.5 + 1.75 * len(groups), len(groups), 3, sharex=True)
@@ -61,8 +63,13 @@ def draw(evidence: Evidence) -> Drawing:
 
 
 def _settings(evidence: Evidence, labels: str) -> list[Setting]:
-    """The compared methods where all are there; else every objective of the records, at its last strength."""
-    if {setting.objective for setting in evidence.settings if setting.labels == labels} >= set(METHODS):
+    """The compared methods where all are there with rewards; else every objective of the records, at its largest strength."""
+    scored = {
+        setting.objective
+        for setting in evidence.settings
+        if setting.labels == labels and len(setting.items("held_out_prompts", "reward"))
+    }
+    if scored >= set(METHODS):
         return list(comparable(evidence, labels).values())
     try:
         found = {setting.objective: setting for setting in evidence.language_model(labels=labels)}

@@ -192,6 +192,14 @@ def test_records_without_rewards_are_said_to_lack_them(tmp_path: Path, capsys: p
     assert "frontier_llm: not drawn: dpo has no evaluations of reward" in capsys.readouterr().err
 
 
+def test_likelihoods_on_labels_of_ones_own_are_drawn_too(tmp_path: Path) -> None:
+    truth = synthetic.Truth(methods={"dpo": synthetic.PREDICTED["dpo"]}, labels=("given",), prompts=8)
+    synthetic.write_language_model(tmp_path, truth)
+    figure = figure_of("likelihoods", tmp_path)
+    assert len(figure.axes) == 3
+    assert "given labels" in figure.axes[0].get_title(loc="left")
+
+
 def test_likelihoods_of_other_objectives_are_drawn_too(tmp_path: Path) -> None:
     """Without the three methods of the claims, each objective of the records at its last strength; values as recorded."""
     levels = {"simpo": synthetic.Levels(1.0, 1.0)}
