@@ -96,6 +96,12 @@ logistic = Link(
 )
 """L(z) = -log s(z): falls for ever, so a pair that always wins pulls its margin to infinity."""
 
+
+def _square_both(z: Tensor) -> tuple[Side, Side]:
+    value, slope, bend = z.square(), 2.0 * z, torch.full_like(z, 2.0)
+    return (value, slope, bend), (value, -slope, bend)
+
+
 square = Link(
     name="square",
     value=lambda z: z.square(),
@@ -103,6 +109,7 @@ square = Link(
     second=lambda z: torch.full_like(z, 2.0),
     slope_plus=math.inf,
     slope_minus=math.inf,
+    shared=_square_both,
 )
 
 

@@ -216,12 +216,13 @@ class Packed:
     def guess(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (A, N) nearer to the minimum than ``logits`` where all pairs have a logistic loss and odds that are not extreme: every
         pair's loss replaced by the parabola at its own minimum, where its argument is the log of the odds."""
+        if any(part.link.logistic_shares is None or part.back is not None for part in self.pairs):
+            return logits
         difference = self._differences(logits)
         weights, slopes = torch.zeros_like(difference), torch.zeros_like(difference)
         known = torch.ones_like(logits[0], dtype=torch.bool)
         for part in self.pairs:
-            if part.link.logistic_shares is None or part.back is not None:
-                return logits
+            assert part.link.logistic_shares is not None
             agree, disagree = part.link.logistic_shares
             right = agree * part.forward + disagree * part.backward
             wrong = disagree * part.forward + agree * part.backward
