@@ -131,18 +131,19 @@ def _flat_directions(function: Function, logits: Tensor, groups: Tensor, which: 
     derivatives = function(logits)
     tolerance = ROUNDING * (1.0 + derivatives.value.abs())
     moves, flat = flat_moves(derivatives, groups[index])
-    for number in range(moves.shape[1]):
-        candidates = flat[:, number]
-        if bool(candidates.any()):
-            ends = (function(logits + sign * moves[:, number]).value for sign in (-1.0, 1.0))
-            same = torch.stack([(end - derivatives.value).abs() <= tolerance for end in ends]).any(0)
-            for sign in (-1.0, 1.0):
-                bent = (candidates & ~same).nonzero()[:, 0]
-                if len(bent):
-                    off = logits[bent] + sign * STRIDE * moves[bent, number]
-                    same[bent] = _goes_on(function.take(bent), logits[bent], off, groups[index[bent]])
-            count[index] += candidates & same
-    return count
+    rows, numbers = flat.nonzero(as_tuple=True)  # every move without curvature of every problem, all looked at together
+    if len(rows) == 0:
+        return count
+    along, start = moves[rows, numbers], logits[rows]
+    own, mine = function.take(rows), groups[index[rows]]
+    ends = (own(start + sign * along).value for sign in (-1.0, 1.0))
+    same = torch.stack([(end - derivatives.value[rows]).abs() <= tolerance[rows] for end in ends]).any(0)
+    for sign in (-1.0, 1.0):
+        bent = (~same).nonzero()[:, 0]
+        if len(bent):
+            off = start[bent] + sign * STRIDE * along[bent]
+            same[bent] = _goes_on(own.take(bent), start[bent], off, mine[bent])
+    return count.index_add(0, index[rows], same.long())
 
 
 def _goes_on(function: Function, logits: Tensor, off: Tensor, groups: Tensor) -> Tensor:

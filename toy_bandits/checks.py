@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._C import _LinAlgError as LinAlgError
 
 from objectives import Batch, Objective, ObjectiveError, Term
 from toy_bandits import expectations
@@ -15,10 +16,16 @@ from toy_bandits.problem import Bandit
 
 
 @contextmanager
-def named(problem: Bandit) -> Iterator[None]:
-    """Errors raised inside carry the problem's name, where it has one."""
+def named(problem: Bandit, objective: Objective) -> Iterator[None]:
+    """Errors raised inside carry the problem's name, where it has one; what linear algebra says of NaN is said in words."""
     try:
-        yield
+        try:
+            yield
+        except LinAlgError as error:
+            raise BanditError(
+                f"{objective.name}: a loss or a derivative of it is NaN or infinite at a policy that the search came to: a bandit needs a "
+                "loss that is finite at every policy"
+            ) from error
     except (BanditError, ObjectiveError) as error:
         prefix = f"{problem.name}: "
         if problem.name is None or str(error).startswith(prefix):
@@ -30,7 +37,8 @@ def check_losses(problem: Bandit, objective: Objective, log_policy: Tensor) -> N
     """Refuse an objective whose losses break their contract at ``log_policy`` (B, X, A), in a flattened batch.
 
     Raises:
-        BanditError: a loss, or its gradient in a log-prob, is NaN or infinite; the message names the first such cell.
+        BanditError: a loss, or its gradient in a log-prob, is NaN or infinite; the message names the first such cell. Or a loss does not
+            depend on the policy.
         ObjectiveError: a loss is reduced, not one value per example, or needs what the bandit's batches do not carry.
     """
     for source in dict.fromkeys(term.source for term in objective.terms):
@@ -53,16 +61,19 @@ def check_losses(problem: Bandit, objective: Objective, log_policy: Tensor) -> N
                     f"{objective.name}: the loss {term.name} is {value} at the start, {_cell(problem, source, example)}"
                     f"{_which(problem, problem_index)}"
                 )
-            if losses.requires_grad:
-                (slope,) = torch.autograd.grad(batch.mean(losses).sum(), leaf, retain_graph=True)
-                bad = ~torch.isfinite(slope)
-                if bool(bad.any()):
-                    problem_index, context, action = bad.nonzero()[0].tolist()
-                    raise BanditError(
-                        f"{objective.name}: the gradient of the loss {term.name} is {slope[bad][0].item()} at the start, in the "
-                        f"log-prob of action {action} in context {context}{_which(problem, problem_index)}; a bandit needs a "
-                        f"loss that autograd can differentiate"
-                    )
+            if not losses.requires_grad:
+                raise BanditError(
+                    f"{objective.name}: the loss {term.name} does not depend on the policy: autograd finds no log-prob of it in the loss"
+                )
+            (slope,) = torch.autograd.grad(batch.mean(losses).sum(), leaf, retain_graph=True)
+            bad = ~torch.isfinite(slope)
+            if bool(bad.any()):
+                problem_index, context, action = bad.nonzero()[0].tolist()
+                raise BanditError(
+                    f"{objective.name}: the gradient of the loss {term.name} is {slope[bad][0].item()} at the start, in the "
+                    f"log-prob of action {action} in context {context}{_which(problem, problem_index)}; a bandit needs a "
+                    f"loss that autograd can differentiate"
+                )
 
 
 def _losses(objective: Objective, term: Term, batch: Batch) -> Tensor:

@@ -95,8 +95,7 @@ def _kinked(function: Function, answer: Answer) -> None:
         width /= 10.0
         with kinks_as(kinks.Smooth(width)):
             logits = minimise(own.take, logits, torch.zeros_like(logits, dtype=torch.long), never).logits
-    for row, index in enumerate(left.tolist()):
-        found = kinks.polish(_one(function, index), logits[row].unsqueeze(0))
+    for index, found in zip(left.tolist(), kinks.polish(own, logits), strict=True):
         if found is None:
             answer.status[index] = UNSOLVED
             answer.reason[index] = NOT_OPTIMAL

@@ -20,16 +20,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from objectives import Batch, CandidateBatch, Objective, PairBatch, PairTerm, Term, UnpairedBatch
+from objectives import Objective, PairBatch, PairTerm, Term
 from objectives.links import Link
 from objectives.values import Value
 from toy_bandits import batching, expectations
 from toy_bandits.errors import BanditError
+from toy_bandits.labels import Labels, is_by_label, is_difference, is_fixed
 from toy_bandits.problem import Bandit
 
 SAMPLE = 4
 """Problems of a batch on which the structure of a term's code is found out: it is the same for all."""
-SAME_SLOPE = 1e-9
 
 
 @dataclass
@@ -119,6 +119,12 @@ class OpaquePiece:
 @dataclass(frozen=True)
 class LabelPiece(OpaquePiece):
     """A term whose loss is known to depend, as far as autograd goes, on the two log-probs of its own label alone."""
+
+    labels: Labels
+
+    def take(self, index: Tensor, term: Term) -> LabelPiece:
+        """That of the problems ``index``, whose term is given."""
+        return LabelPiece(term, self.labels.take(index))
 
 
 Piece = PairPiece | CrossEntropyPiece | OpaquePiece
@@ -223,6 +229,20 @@ class Function:
             gradient = gradient.flatten(1).unsqueeze(1)
         return Derivatives(value, gradient, hessian, hessian if negative is None else hessian - negative)
 
+    def gradient(self, logits: Tensor) -> Tensor:
+        """(B, X, A): the gradient alone, as training sees it: parts of a loss that are held fixed stay so."""
+        log_policy = logits.detach().log_softmax(-1)
+        first = torch.zeros_like(log_policy)
+        leaf = log_policy.clone().requires_grad_()
+        for piece, term in zip(self.pieces, self.objective.terms, strict=True):
+            if isinstance(piece, LabelPiece):
+                first = first + piece.labels.slopes(self.problem, self.objective, term, log_policy)
+            else:
+                value = _term_value(self.problem, self.objective, term, leaf)
+                if value.requires_grad:
+                    first = first + torch.autograd.grad(value.sum(), leaf)[0]
+        return first - log_policy.exp() * first.sum(-1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -238,6 +258,12 @@ class Probe:
         return self.problem.log_reference, (2.0 * self.problem.log_reference).log_softmax(-1)
 
     @property
+    def pair_term(self) -> PairTerm:
+        """The term, where it is one of pairs."""
+        assert isinstance(self.term, PairTerm)
+        return self.term
+
+    @property
     def linear(self) -> bool:
         """Whether autograd shows that the gradient in the log-probs is a constant."""
         slopes = [
@@ -247,47 +273,29 @@ class Probe:
 
     @property
     def by_label(self) -> bool:
-        """Whether autograd shows that each label's loss depends on no other log-prob than those of its two responses.
-
-        A loss that looked at other labels would mix up the weights of a weighted sum of the losses.
-        """
-        if self.term.source not in ("pairs", "unpaired", "candidates"):
-            return False
-        generator = torch.Generator().manual_seed(0)
-        for log_policy in self.log_policies:
-            leaf = log_policy.detach().clone().requires_grad_()
-            given = _labelled(self.problem, self.objective, self.term, leaf)
-            if given is None:
-                return False
-            losses, chosen, rejected = given
-            if not losses.requires_grad:
-                return False
-            weights = torch.rand(losses.shape, generator=generator, dtype=losses.dtype).to(losses)
-            plain = torch.autograd.grad(losses.sum(), (chosen, rejected, leaf), retain_graph=True, allow_unused=True)
-            weighted = torch.autograd.grad((weights * losses).sum(), (chosen, rejected), allow_unused=True)
-            if plain[2] is not None:
-                return False
-            weights = weights.unflatten(-1, (-1, chosen.shape[-1])).unbind(-2)
-            for slope, mixed, weight in zip(plain, weighted, (weights[0], weights[-1]), strict=False):
-                if slope is not None and not torch.allclose(mixed, weight * slope, rtol=SAME_SLOPE, atol=1e-300):
-                    return False
-        return True
+        """Whether autograd shows that each label's loss depends on no other log-prob than those of its two responses."""
+        return all(is_by_label(self.problem, self.objective, self.term, each) for each in self.log_policies)
 
 
 def _piece(problem: Bandit, objective: Objective, term: Term, probe: Probe) -> Piece:
     if isinstance(term, PairTerm) and term.margin is not None and term.link is not None:
+        batch = expectations.pairs_with_tokens(problem, problem.log_reference)
         coefficients = term.margin.coefficients
-        if coefficients is not None:
-            batch = expectations.pairs(problem, problem.log_reference)
-            chosen, rejected = (torch.as_tensor(c, dtype=torch.float64) for c in coefficients(batch))
-            if bool((chosen == 1).all() and (rejected == 1).all()):
-                return _pair_piece(problem, term, term.link, batch)
+        if coefficients is None:
+            plain = is_difference(probe.problem, probe.objective, probe.pair_term)
+        else:
+            plain = all(bool((torch.as_tensor(c, dtype=torch.float64) == 1).all()) for c in coefficients(batch))
+        if plain:
+            return _pair_piece(problem, term, term.link, batch)
     if probe.linear:
         masses = _constant_slope(problem, objective, term, problem.log_reference)
         if masses is not None and bool((masses >= 0).all()):
             value = _term_value(problem, objective, term, problem.log_reference)
             return CrossEntropyPiece(masses, value + (masses * problem.log_reference).sum((-2, -1)))
-    return LabelPiece(term) if probe.by_label else OpaquePiece(term)
+    if not probe.by_label:
+        return OpaquePiece(term)
+    fixed = is_fixed(probe.problem, probe.objective, probe.term)
+    return LabelPiece(term, Labels.of(problem, objective, term, fixed=fixed))
 
 
 def _pair_piece(problem: Bandit, term: PairTerm, link: Link, batch: PairBatch) -> PairPiece:
@@ -363,61 +371,12 @@ def _cross_entropy(piece: CrossEntropyPiece, log_policy: Tensor, policy: Tensor)
     return value, total * policy - piece.masses, total.unsqueeze(-1) * _softmax_covariance(policy)
 
 
-def _labelled(
-    problem: Bandit, objective: Objective, term: Term, log_policy: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The losses (B, N), or (B, 2N) of unpaired labels, as a function of fresh leaves: the labels' log-probs, chosen and rejected (B, N).
-
-    None where the source's batch is not made of labels.
-    """
-    batch: Batch = expectations.supplier(objective.name, term.source)(problem, log_policy)
-    x, winner, loser = problem.shown
-    detached = log_policy.detach()
-    chosen, rejected = (detached[:, x, action].requires_grad_() for action in (winner, loser))
-    if isinstance(batch, PairBatch):
-        batch = replace(
-            batch,
-            chosen_logps=chosen,
-            rejected_logps=rejected,
-            chosen_token_logps=chosen.unsqueeze(-1),
-            rejected_token_logps=rejected.unsqueeze(-1),
-        )
-    elif isinstance(batch, UnpairedBatch):
-        batch = replace(batch, logps=torch.cat([chosen, rejected], dim=-1))
-    elif isinstance(batch, CandidateBatch) and problem.rewards is None:
-        batch = replace(batch, logps=torch.stack([chosen, rejected], dim=-1))
-    else:
-        return None
-    losses = term.losses(batch)
-    return losses.expand(batch.shape), chosen, rejected
-
-
 def _labels(
     problem: Bandit, objective: Objective, piece: LabelPiece, log_policy: Tensor, policy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By autograd label by label, then the chain rule of log-softmax."""
-    given = _labelled(problem, objective, piece.term, log_policy.detach())
-    assert given is not None
-    losses, chosen, rejected = given
-    x, winner, loser = problem.shown
-    weights = _per_problem(piece.term.weight, problem).unsqueeze(-1) * problem.label_weights[:, x, winner, loser]
-    value = (weights * losses.detach().reshape(len(weights), -1, len(x)).sum(1)).sum(-1)
-    leaves = (chosen, rejected)
-    first = _grad(losses.sum(), leaves)
-    by_chosen = _grad(first[0].sum(), leaves)
-    by_rejected = _grad(first[1].sum(), (rejected,))
-    tables = [weights * part.detach() for part in (*first, *by_chosen, *by_rejected)]
-    up, down, chosen_twice, mixed, rejected_twice = (_dense(problem, table) for table in tables)
-    second = mixed + mixed.transpose(-1, -2) + torch.diag_embed(chosen_twice.sum(-1) + rejected_twice.sum(-2))
-    return value, *_chain_rule(up.sum(-1) + down.sum(-2), second, policy)
-
-
-def _grad(value: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Gradients that can be differentiated again; zeros where nothing depends on a leaf."""
-    if not value.requires_grad:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    found = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
-    return tuple(torch.zeros_like(leaf) if one is None else one for one, leaf in zip(found, leaves, strict=True))
+    value, first, second = piece.labels.differentiated(problem, objective, piece.term, log_policy)
+    return value, *_chain_rule(first, second, policy)
 
 
 def _chain_rule(first: Tensor, second: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
@@ -438,17 +397,11 @@ def _opaque(
     (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
     contexts, actions = leaf.shape[-2:]
     full = piece.coupled and contexts > 1
-    rows = []
-    for index in range(contexts * actions if full else actions):
-        # Contexts do not interact unless coupled: one backward pass then serves the same action of every context.
-        target = first.flatten(1)[:, index] if full else first[..., index]
-        (row,) = (
-            torch.autograd.grad(target.sum(), leaf, retain_graph=True)
-            if target.requires_grad
-            else (torch.zeros_like(leaf),)
-        )
-        rows.append(row.flatten(1) if full else row)
-    second = torch.stack(rows, dim=-2)
+    # Contexts do not interact unless coupled: one pass then serves the same action of every context.
+    units = torch.eye(contexts * actions if full else actions, dtype=leaf.dtype, device=leaf.device)
+    units = units.reshape(-1, 1, contexts if full else 1, actions).expand(-1, *leaf.shape)
+    second = rows(first, leaf, units).movedim(0, 1)
+    second = second.flatten(-2) if full else second.transpose(1, 2)
     gradient = first.detach()
     if not full:
         return value.detach(), *_chain_rule(gradient, second, policy)
@@ -457,6 +410,19 @@ def _opaque(
     jacobian = _block_diagonal(torch.eye(actions, dtype=policy.dtype, device=policy.device) - policy.unsqueeze(-2))
     hessian = jacobian.transpose(-1, -2) @ second.unsqueeze(1) @ jacobian - _block_diagonal(curvature)
     return value.detach(), gradient - policy * total, hessian
+
+
+def rows(first: Tensor, leaf: Tensor, units: Tensor) -> Tensor:
+    """(K, *leaf.shape): the derivatives in ``leaf`` of the sums of ``first`` times each of K ``units``, in one backward pass; one by
+    one where some operation of the loss knows no batches of them."""
+    if not first.requires_grad:
+        return torch.zeros_like(units)
+    try:
+        (rows,) = torch.autograd.grad(first, leaf, units, retain_graph=True, is_grads_batched=True)
+    except RuntimeError:
+        found = [torch.autograd.grad(first, leaf, unit, retain_graph=True)[0] for unit in units]
+        return torch.stack(found)
+    return rows
 
 
 def _block_diagonal(blocks: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def _bound(bounds: np.ndarray, ratios: np.ndarray, function: Function, piece: Pa
     """What one convex pair loss asks of every minimiser: the ratio that one of them has, or to stay where the loss is constant."""
     problem = function.problem
     weights = problem.label_weights[0].cpu().numpy()
-    argument = piece.term.argument(expectations.pairs(problem, policy.unsqueeze(0)))[0].cpu().numpy()
+    argument = piece.term.argument(expectations.pairs_with_tokens(problem, policy.unsqueeze(0)))[0].cpu().numpy()
     scale = float(torch.as_tensor(piece.term.scale, dtype=torch.float64).flatten()[0])
     for (x, winner, loser), z in zip(zip(*(i.tolist() for i in problem.shown), strict=True), argument, strict=True):
         if weights[x, winner, loser] == 0:

@@ -58,10 +58,7 @@ def field(function: Function, logits: Tensor, rows: Tensor | None = None) -> Ten
     term = weighted(function)
     if term is not None and rows is not None:
         return _weighted_field(function, term, logits, rows)
-    leaf = logits.detach().clone().requires_grad_()
-    batches = expectations.batches(function.problem, function.objective, leaf.log_softmax(-1))
-    (gradient,) = torch.autograd.grad(function.objective.value(batches).sum(), leaf)
-    return gradient
+    return function.gradient(logits)
 
 
 def weighted(function: Function) -> WeightedPairTerm | None:
@@ -153,39 +150,49 @@ def repeated(function: Function) -> Function:
 
 
 def zero(function: Function, start: Tensor) -> Zero:
-    """Follow the field of every problem from ``start`` (B, X, A)."""
-    many, logits = repeated(function), start.clone()
-    rows = log_rows(function, logits)
-    force = field(function, logits, rows)
+    """Follow the field of every problem from ``start`` (B, X, A); those that are done drop out."""
+    ends, done = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    active = torch.arange(len(start), device=start.device)
+    own, many, logits = function, repeated(function), start.clone()
+    rows = log_rows(own, logits)
+    force = field(own, logits, rows)
     norm = force.flatten(1).norm(dim=-1)
-    time = 1.0 / norm.clamp(min=1e-30)
-    done, lost = torch.zeros_like(norm, dtype=torch.bool), torch.zeros_like(norm, dtype=torch.bool)
+    time, lost = 1.0 / norm.clamp(min=1e-30), torch.zeros_like(done)
     for _ in range(STEPS):
-        matrix = jacobian(function, many, logits, rows)
+        matrix = jacobian(own, many, logits, rows)
         newton = _step(matrix, force, None).flatten(1).abs().amax(-1)
-        done |= (norm <= TOLERANCE) & (newton <= 1e-9)
-        lost |= ~done & (norm <= TOLERANCE) & (newton > FAR)
-        if bool((done | lost).all()):
+        here = (norm <= TOLERANCE) & (newton <= 1e-9)
+        lost |= ~here & (norm <= TOLERANCE) & (newton > FAR)
+        ends[active], done[active] = logits, here
+        if bool((here | lost).all()):
             break
+        if bool(here.any()):
+            left = (~here).nonzero()[:, 0]
+            active, own, lost = active[left], own.take(left), lost[left]
+            many = repeated(own)
+            logits, matrix, force, norm, time = logits[left], matrix[left], force[left], norm[left], time[left]
+            rows = None if rows is None else rows[left]
         step = _step(matrix, force, time)
         longest = step.flatten(1).abs().amax(-1)
         shorter = (LONGEST / longest.clamp(min=1e-300)).clamp(max=1.0)
-        trial = logits + torch.where(done, 0.0, shorter)[:, None, None] * step
-        then = field(function, trial, rows)
+        trial = logits + shorter[:, None, None] * step
+        then = field(own, trial, rows)
         size = then.flatten(1).norm(dim=-1)
         growth = (norm / size.clamp(min=1e-300)).clamp(0.2, 10.0)
         time = torch.where(
             size <= 2.0 * norm, time * torch.where(shorter < 1.0, growth.clamp(max=2.0), growth), 0.25 * time
         )
-        moved = (size <= 2.0 * norm) & ~done
+        moved = size <= 2.0 * norm
         logits = torch.where(moved[:, None, None], trial, logits)
         force = torch.where(moved[:, None, None], then, force)
         if rows is not None:
-            rows = log_rows(function, logits)
-            force = field(function, logits, rows)
+            rows = log_rows(own, logits)
+            force = field(own, logits, rows)
         norm = force.flatten(1).norm(dim=-1)
-    stability, dimension = spectrum(function, many, logits)
-    return Zero(logits, field(function, logits).flatten(1).norm(dim=-1), done, stability, dimension)
+    else:
+        ends[active] = logits
+    stability, dimension = spectrum(function, repeated(function), ends)
+    return Zero(ends, field(function, ends).flatten(1).norm(dim=-1), done, stability, dimension)
 
 
 def spectrum(function: Function, many: Function, logits: Tensor) -> tuple[Tensor, Tensor]:

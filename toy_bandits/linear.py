@@ -54,7 +54,7 @@ def face(function: Function) -> Face | None:
     context, winner, loser = (index.cpu().numpy() for index in problem.shown)
     if len(context) * len(function.pieces) > LABELS:
         return None
-    batch = expectations.pairs(problem, torch.zeros_like(problem.reference))
+    batch = expectations.pairs_with_tokens(problem, torch.zeros_like(problem.reference))
     assert batch.weights is not None
     weight, scale, offset = [], [], []
     for piece in function.pieces:

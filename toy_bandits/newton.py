@@ -22,7 +22,7 @@ SMALL = 1e-6
 """A gradient norm from which on only escaping logits still move far."""
 VANISHED = 1e-30
 """A gradient norm below which an iteration that still takes long steps is on its way to infinity."""
-MAX_ITERATIONS = 1000
+MAX_ITERATIONS = 400
 PATIENCE = 200
 """Iterations with a gradient within tolerance after which steps that are still long count as going to infinity."""
 MAX_SPREAD = 1e10

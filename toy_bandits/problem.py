@@ -208,7 +208,8 @@ class Bandit:
 
     @cached_property
     def shown(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Context, winner and loser of every label that is possible in some problem of the batch, each (N,)."""
+        """Context, winner and loser of every label that is possible in some problem of the batch, or of that which it was taken from, each
+        (N,)."""
         possible = (self.label_weights > 0).reshape(-1, *self.label_weights.shape[-3:]).any(0)
         context, winner, loser = possible.nonzero(as_tuple=True)
         return context, winner, loser
@@ -222,8 +223,11 @@ class Bandit:
         return self._map(lambda tensor, core: tensor.expand([*batch_shape, *core]).reshape(-1, *core))
 
     def take(self, index: Tensor) -> Bandit:
-        """The problems ``index`` of a flattened batch."""
-        return self._map(lambda tensor, core: tensor[index])
+        """The problems ``index`` of a flattened batch; labels that were looked at keep their places (`shown`)."""
+        made = self._map(lambda tensor, core: tensor[index])
+        if "shown" in self.__dict__:
+            made.__dict__["shown"] = self.shown
+        return made
 
     def moved(self, device: torch.device) -> Bandit:
         """The same problems on another device."""

@@ -70,7 +70,7 @@ def solve(
         raise BanditError(f"solve: expected an objective such as objectives.get('dpo'), got {type(objective).__name__}")
     if not objective.terms:
         raise BanditError(f"{objective.label}: every term has weight 0, so there is nothing to minimise")
-    with named(problem):
+    with named(problem, objective):
         return _checked(problem, objective, start, policy, starts, seed, progress)
 
 

@@ -146,3 +146,24 @@ def test_errors_inside_a_world_carry_its_id() -> None:
         BanditError, match=r"^world partial_support/0: dpo\+pretraining: a bandit has no pretraining text"
     ):
         solve(worlds.get("partial_support/0").problem, objectives.get("dpo") + objectives.pretraining())
+
+
+def test_a_loss_that_does_not_depend_on_the_policy_is_refused() -> None:
+    problem = worlds.get("partial_support/1").problem
+    for loss in (lambda batch: batch.chosen_logps.detach(), lambda batch: torch.ones(batch.shape, dtype=torch.long)):
+        for objective in (custom(loss), objectives.get("dpo") + custom(loss)):
+            with pytest.raises(
+                BanditError, match=r"^world partial_support/1: .*the loss mine does not depend on the policy"
+            ):
+                solve(problem, objective)
+
+
+def test_a_loss_that_is_nan_away_from_the_start_is_one_line() -> None:
+    def loss(batch: PairBatch) -> Tensor:
+        spoilt = torch.where(batch.chosen_logps < -6.0, float("nan"), 1.0)
+        return spoilt * (batch.rejected_logps - batch.chosen_logps)
+
+    with pytest.raises(
+        BanditError, match=r"^world partial_support/1: mine: .* NaN or infinite at a policy that the search"
+    ):
+        solve(worlds.get("partial_support/1").problem, custom(loss))
