@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, log_softmax, softmax
 from torch.nn.functional import logsigmoid
 
+from objectives import links, margins
 from objectives.batches import CandidateBatch
 from objectives.domains import Positive
 from objectives.registry import register
 from objectives.strength import Strength
-from objectives.terms import Term
+from objectives.terms import Term, pair_term
 from objectives.values import Value, per_example
 
 FAMILY = "candidates"
@@ -73,7 +74,9 @@ def infonca(beta: Positive = 0.01, alpha: Positive = 0.01) -> Term:
         target = _target(batch, alpha, "infonca")
         return -(target * log_softmax(_implicit_rewards(batch, beta, "infonca"), dim=-1)).sum(-1)
 
-    return Term("infonca", "candidates", loss, needs=NEEDS, accepts_pairs=True)
+    # Two candidates and a one-hot target: -log of the first one's share of e^(beta a) + e^(beta b).
+    one_hot = pair_term("infonca", margins.reference_adjusted, links.logistic, scale=beta)
+    return Term("infonca", "candidates", loss, needs=NEEDS, accepts_pairs=True, on_pairs=one_hot)
 
 
 @register(

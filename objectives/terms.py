@@ -29,7 +29,8 @@ class Term:
     ``loss(batch)`` maps the source's batch to (..., N), one value per example. ``needs`` names what the batch must carry beyond
     the policy's log-probs: "ref_logps", "lengths", "reference_token_kl", "rewards", "token_logps", ... (see the batches).
     ``coupled``: whether an example's loss depends on the others of its batch (through weighted means), so that its value changes with
-    the batch and with how it is split over devices. ``accepts_pairs``: of another source, whether labelled pairs can stand for it.
+    the batch and with how it is split over devices. ``accepts_pairs``: of another source, whether labelled pairs can stand for it;
+    ``on_pairs``: the pair loss that it is there, if it is one.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Term:
     needs: frozenset[str] = frozenset()
     coupled: bool = False
     accepts_pairs: bool = False
+    on_pairs: Term | None = None
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -323,12 +325,22 @@ class Objective:
 
 def unweighted(objective: Objective) -> Objective:
     """The objective with weights of the policy's own making (`WeightedPairTerm`) left out."""
+    return _with_terms(objective, lambda t: t.pair if isinstance(t, WeightedPairTerm) and t.pair is not None else t)
 
-    def plain(part: Part) -> Part:
-        terms = tuple(t.pair if isinstance(t, WeightedPairTerm) and t.pair is not None else t for t in part.terms)
-        return replace(part, terms=terms, rebuild=lambda **values: unweighted(part.rebuild(**values)))
 
-    return Objective(tuple(map(plain, objective.parts)))
+def on_pairs(objective: Objective) -> Objective:
+    """The objective as it is where all that is known are labelled pairs: terms with a form of their own there (`Term.on_pairs`) take it."""
+    return _with_terms(objective, lambda term: term.on_pairs or term)
+
+
+def _with_terms(objective: Objective, change: Callable[[Term], Term]) -> Objective:
+    """The objective with every term changed, also at other hyper-parameters."""
+
+    def changed(part: Part) -> Part:
+        terms = tuple(map(change, part.terms))
+        return replace(part, terms=terms, rebuild=lambda **values: _with_terms(part.rebuild(**values), change))
+
+    return Objective(tuple(map(changed, objective.parts)))
 
 
 FROM_PAIRS: dict[str, Callable[[PairBatch], Batch]] = {

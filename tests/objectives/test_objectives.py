@@ -10,6 +10,7 @@ import torch
 
 import objectives
 from objectives import ObjectiveError, PairBatch, SampleBatch
+from objectives.terms import on_pairs
 
 # Numbers worked outside this code base: log-probs (-9, -14.5), reference (-11, -13.8), lengths 6 and 9.
 PAIR = PairBatch(
@@ -344,3 +345,20 @@ def test_half_precision_is_lifted_before_log_probs_are_subtracted() -> None:
     losses = objectives.get("maxpo", beta=0).pair_losses(batch)
     assert losses.dtype == torch.float32
     assert losses.item() == pytest.approx(-1 / (1 + math.exp(-0.5)), abs=1e-6)
+
+
+@pytest.mark.parametrize("label", ["infonca(beta=0.3)", "infonca(beta=0.3) + sft"])
+def test_the_form_on_pairs_is_what_the_loss_is_there(label: str) -> None:
+    objective = objectives.parse(label)
+    generator = torch.Generator().manual_seed(0)
+    fields = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+    logps = {name: -3.0 * torch.rand(2, 7, generator=generator, dtype=torch.float64) for name in fields}
+    lengths = {f"{side}_lengths": torch.ones(2, 7, dtype=torch.float64) for side in ("chosen", "rejected")}
+    batch = objectives.PairBatch(**logps, **lengths)
+    changed = on_pairs(objective)
+    assert {term.source for term in changed.terms} == {"pairs"}
+    torch.testing.assert_close(changed.pair_losses(batch), objective.pair_losses(batch), rtol=1e-12, atol=1e-12)
+    if len(objective.parts) == 1:
+        per_problem = torch.tensor([0.1, 2.0], dtype=torch.float64)
+        one, other = (each.with_strength(per_problem).pair_losses(batch) for each in (changed, objective))
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
