@@ -317,3 +317,16 @@ def test_a_broken_loss_is_named_with_world_objective_and_cell() -> None:
 def test_unknown_diagnostic() -> None:
     with pytest.raises(BanditError, match="unknown diagnostic 'determinsm'; did you mean 'determinism'"):
         diagnostics.get("determinsm")
+
+
+def test_diagnostics_and_strengths_are_solved_together_as_they_are_alone() -> None:
+    chosen, strengths = [diagnostics.get(name) for name in ("finite_data", "strength", "uniqueness", "leak")], [0.05, 2]
+    for label in ("ipo", "simpo"):
+        objective = objectives.get(label)
+        together = diagnostics.measure_at(chosen, objective, strengths, interval=False)
+        assert [len(of) for of in together] == [2, 1, 2, 2]
+        for diagnostic, of in zip(chosen, together, strict=True):
+            for strength, (_, found) in zip(strengths, of, strict=False):
+                _, alone = diagnostics.measure(diagnostic, objective.with_strength(strength), interval=False)
+                assert found.value == pytest.approx(alone.value, abs=1e-7)
+                assert (found.problems, found.unsolved) == (alone.problems, alone.unsolved)

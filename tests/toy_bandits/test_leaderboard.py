@@ -234,9 +234,9 @@ def test_the_leaderboard_runs_is_killed_and_goes_on(
     honest = tasks.Task.make
 
     def stopping(self: tasks.Task, out: Path) -> None:
-        if len(made) == 3:
+        if len(made) == 1:
             raise KeyboardInterrupt
-        made.append(self.objective.label)
+        made.append(self.name)
         honest(self, out)
 
     monkeypatch.setattr(tasks.Task, "make", stopping)
@@ -244,12 +244,12 @@ def test_the_leaderboard_runs_is_killed_and_goes_on(
         main(arguments)
     assert not (tmp_path / "run.json").exists()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
-    assert len(before) == 3  # dpo: what sweeps by itself, and two strengths
+    assert len(before) == 1
     made.clear()
     made.append("counts from one, so that the limit is not reached")
     monkeypatch.setattr(tasks.Task, "make", lambda self, out: (made.append(self.name), honest(self, out))[1])
     assert main(arguments) == 0
-    assert sorted(made[1:]) == ["ipo"] * 3 + ["pretraining"] * 3
+    assert made[1:] == ["ipo", "pretraining"]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     out = capsys.readouterr().out
     assert "not run: pretraining: needs pretraining, which a bandit does not have" in out

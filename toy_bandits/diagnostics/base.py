@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import getdoc, getmodule
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from objectives import Objective, ObjectiveError
-from toy_bandits import metrics
+from objectives.terms import on_pairs
+from toy_bandits import metrics, worlds
 from toy_bandits.errors import BanditError
 from toy_bandits.expectations import SUPPLIERS
 from toy_bandits.optimum import regret_to_bound
@@ -43,7 +45,8 @@ class Diagnostic:
         reading: what a high score says, in one sentence.
         worlds: ids of those that the probe solves.
         facts: of the theory (F1, ...) or the claims (C1, ...) that it rests on.
-        probe: solves the objective in the diagnostic's worlds; one row per problem, with a column ``status``.
+        cases: what the probe solves for an objective.
+        table: of the cases' answers, in their order: one row per problem, with a column ``status``.
         score: from the rows of such a table that were solved, a number in [0, 1], or NaN where they do not tell.
         needs_strength: the probe sweeps the objective's strength.
         needs_samples: it asks what samples of the reference do, so it applies only to objectives that take some.
@@ -55,7 +58,8 @@ class Diagnostic:
     reading: str
     worlds: tuple[str, ...]
     facts: tuple[str, ...]
-    probe: Callable[[Objective], pd.DataFrame]
+    cases: Callable[[Objective], list[Case]]
+    table: Callable[[Sequence[Answer]], pd.DataFrame]
     score: Callable[[pd.DataFrame], float]
     needs_strength: bool = False
     needs_samples: bool = False
@@ -63,12 +67,19 @@ class Diagnostic:
     @property
     def why(self) -> str:
         """What is measured and why so: the docstring of the module."""
-        return (getattr(getmodule(self.probe), "__doc__", None) or "").strip()
+        return (getattr(getmodule(self.score), "__doc__", None) or "").strip()
 
     @property
     def formula(self) -> str:
         """What the score is: the docstring of `score`."""
         return getdoc(self.score) or ""
+
+    def parts(self, objective: Objective, strengths: Sequence[float] | None = None) -> list[Part]:
+        """What makes the tables at several strengths of the objective; of None at its own, a single one."""
+        cases = self.cases(objective)
+        if strengths is None or self.needs_strength:
+            return [(cases, self.table)]
+        return [([case.at(strength) for case in cases], self.table) for strength in strengths]
 
 
 @dataclass(frozen=True)
@@ -154,16 +165,38 @@ def measure(
     Raises:
         BanditError, ObjectiveError: a loss breaks its contract; the message names world, objective and cell.
     """
-    reason = refusal(diagnostic, objective)
-    if reason:
-        return None, no_score(reason, applies=False)
+    (found,) = measure_at([diagnostic], objective, None, interval=interval)
+    return found[0]
+
+
+def measure_at(
+    chosen: Sequence[Diagnostic], objective: Objective, strengths: Sequence[float] | None, *, interval: bool = True
+) -> list[list[tuple[pd.DataFrame | None, Score]]]:
+    """`measure`, of several diagnostics and at several strengths of the objective (None: its own), all solved together.
+
+    Of each diagnostic one outcome per strength; of one that sweeps the strength by itself, or does not apply, one in all.
+
+    Raises:
+        BanditError, ObjectiveError: as `measure` does.
+    """
+    reasons = [refusal(diagnostic, objective) for diagnostic in chosen]
+    parts = [
+        [] if reason else diagnostic.parts(objective, strengths)
+        for diagnostic, reason in zip(chosen, reasons, strict=True)
+    ]
     try:
-        frame = diagnostic.probe(objective)
+        frames = iter(solved_together(objective, [part for of in parts for part in of]))
     except ObjectiveError as error:
-        if "references" not in objective.needs:
+        if "references" not in objective.needs or len(chosen) > 1:
             raise
-        return None, no_score(str(error), applies=False)  # an objective of several references in a world of one
-    return frame, score(diagnostic, frame, interval=interval)
+        return [[(None, no_score(str(error), applies=False))]]  # several references in a world of one
+    found: list[list[tuple[pd.DataFrame | None, Score]]] = []
+    for diagnostic, reason, of in zip(chosen, reasons, parts, strict=True):
+        own: list[tuple[pd.DataFrame | None, Score]] = [
+            (frame, score(diagnostic, frame, interval=interval)) for frame in islice(frames, len(of))
+        ]
+        found.append([(None, no_score(reason, applies=False))] if reason else own)
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,7 +204,8 @@ class Case:
     """A world to solve: what the objective sees, and what its policy is judged by.
 
     ``problem`` may have one leading dimension, of data sets or of starts; ``start`` are logits of its shape, ``columns`` broadcast with
-    that dimension, and ``truth`` with the problem. ``policy``: another than the tabular one; such a case is solved by itself.
+    that dimension, and ``truth`` with the problem. ``policy``: another than the tabular one; only cases of the same one are solved
+    together. ``strength``: of the objective, one for all or one per problem; None: its own.
     """
 
     world: str
@@ -180,6 +214,11 @@ class Case:
     start: Tensor | None = None
     policy: Policy | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    strength: float | Sequence[float] | None = None
+
+    def at(self, strength: float) -> Case:
+        """The same at a strength of the objective."""
+        return replace(self, strength=strength)
 
 
 @dataclass(frozen=True)
@@ -226,6 +265,30 @@ class Answer:
         return torch.where(possible > NONE_TO_GAIN, 1.0 - missing / possible.clamp(min=NONE_TO_GAIN), 1.0)
 
 
+Part = tuple[list[Case], Callable[[Sequence[Answer]], pd.DataFrame]]
+"""Cases, and what makes the table of their answers."""
+
+
+def whole_worlds(ids: Sequence[str]) -> list[Case]:
+    """Worlds as they are, a case each."""
+    return [Case(world.id, world.problem, world.truth) for world in map(worlds.get, ids)]
+
+
+def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all."""
+    return pd.concat(frames, ignore_index=True)
+
+
+def solved_together(objective: Objective, parts: Sequence[Part]) -> list[pd.DataFrame]:
+    """The tables of all parts, whose cases are solved in one go.
+
+    Raises:
+        BanditError, ObjectiveError: as `solve` does; the message names the world.
+    """
+    found = answers(objective, [case for cases, _ in parts for case in cases])
+    return [table(list(islice(found, len(cases)))) for cases, table in parts]
+
+
 def answers(objective: Objective, cases: Sequence[Case]) -> Iterator[Answer]:
     """Solve the cases, those of equal shape in one batch, in their order.
 
@@ -233,49 +296,81 @@ def answers(objective: Objective, cases: Sequence[Case]) -> Iterator[Answer]:
         BanditError, ObjectiveError: as `solve` does; the message names the world.
     """
     found: dict[int, Answer] = {}
-    groups = [(tuple(case.problem.reference.shape[-2:]), id(case.policy or 0)) for case in cases]
+    groups = [(tuple(case.problem.reference.shape[-2:]), id(case.policy or 0), case.strength is None) for case in cases]
     for group in dict.fromkeys(groups):
         members = [index for index, of in enumerate(groups) if of == group]
-        policy = cases[members[0]].policy
-        problems = [_alone(_given(objective, cases[index].problem)) for index in members]
-        # A policy with parameters starts at the reference, or as near to it as it can.
-        starts = [None if policy else _start(cases[i], problem) for i, problem in zip(members, problems, strict=True)]
+        problems = [_Problems.of(objective, cases[index]) for index in members]
         try:
-            start = torch.cat([each for each in starts if each is not None]) if policy is None else None
-            solution = solve(_joined(problems), objective, start, policy=policy)
+            solved = _Problems.joined(problems).solved()
         except (BanditError, ObjectiveError):
-            for problem, start in zip(problems, starts, strict=True):  # one by one, so that the message names the world
-                solve(problem, objective, start, policy=policy)
+            for problem in problems:  # one by one, so that the message names the world
+                problem.solved()
             raise
         end = 0
         for index, problem in zip(members, problems, strict=True):
-            mine = slice(end, end := end + problem.reference.shape[0])
-            found[index] = Answer(cases[index], solution.log_policy[mine], solution.logits[mine], solution.status[mine])
+            mine = slice(end, end := end + problem.count)
+            found[index] = Answer(cases[index], solved[0][mine], solved[1][mine], solved[2][mine])
     return (found[index] for index in range(len(cases)))
 
 
-def _given(objective: Objective, problem: Bandit) -> Bandit:
-    """The problem without its rewards where the objective is content with labels: all objectives are to see the same data."""
-    if "rewards" not in objective.needs or "rewards" in objective.needs_on_pairs or problem.rewards is None:
-        return problem
+@dataclass(frozen=True)
+class _Problems:
+    """Problems along one leading dimension, with what else their answers depend on."""
+
+    objective: Objective
+    problem: Bandit
+    policy: Policy | None
+    start: Tensor | None
+    strength: Tensor | None
+
+    @staticmethod
+    def of(objective: Objective, case: Case) -> _Problems:
+        """Those of a case."""
+        problem = case.problem
+        if _labels_suffice(objective):
+            objective, problem = on_pairs(objective), _without_rewards(problem)
+        problem = problem if problem.batch_shape else problem.expand((1,))
+        start, strength = None, None
+        if case.policy is None:  # one with parameters starts at the reference, or as near to it as it can
+            start = (problem.log_reference if case.start is None else case.start).expand(problem.reference.shape)
+        if case.strength is not None:
+            strength = torch.as_tensor(case.strength, dtype=torch.float64).expand(problem.batch_shape)
+        return _Problems(objective, problem, case.policy, start, strength)
+
+    @staticmethod
+    def joined(parts: Sequence[_Problems]) -> _Problems:
+        """All of them; several references and lengths only where all have them."""
+        if len(parts) == 1:
+            return parts[0]
+        tensors = {name: [getattr(part.problem, name) for part in parts] for name in MINIMAL_NDIM}
+        given: dict[str, Any] = {
+            name: torch.cat(of) for name, of in tensors.items() if all(one is not None for one in of)
+        }
+        start, strength = ([getattr(part, name) for part in parts] for name in ("start", "strength"))
+        return replace(
+            parts[0],
+            problem=Bandit(**given),
+            start=None if start[0] is None else torch.cat(start),
+            strength=None if strength[0] is None else torch.cat(strength),
+        )
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.problem.reference)
+
+    def solved(self) -> tuple[Tensor, Tensor, np.ndarray]:
+        """log_policy and logits (B, X, A), status (B,)."""
+        objective = self.objective if self.strength is None else self.objective.with_strength(self.strength)
+        solution = solve(self.problem, objective, self.start, policy=self.policy)
+        return solution.log_policy, solution.logits, solution.status
+
+
+def _labels_suffice(objective: Objective) -> bool:
+    """Whether an objective that can be told rewards is content with labels; all objectives are to see the same data."""
+    return "rewards" in objective.needs and "rewards" not in objective.needs_on_pairs
+
+
+def _without_rewards(problem: Bandit) -> Bandit:
     given = {name: getattr(problem, name) for name in MINIMAL_NDIM if name != "rewards"}
     return Bandit(**given, name=problem.name)
-
-
-def _alone(problem: Bandit) -> Bandit:
-    """With exactly one leading dimension."""
-    return problem if problem.batch_shape else problem.expand((1,))
-
-
-def _start(case: Case, problem: Bandit) -> Tensor:
-    start = problem.log_reference if case.start is None else case.start
-    return start.expand(problem.reference.shape)
-
-
-def _joined(problems: Sequence[Bandit]) -> Bandit:
-    """All problems along one leading dimension; several references and lengths only where all have them."""
-    if len(problems) == 1:
-        return problems[0]
-    tensors = {name: [getattr(problem, name) for problem in problems] for name in MINIMAL_NDIM}
-    joined: dict[str, Any] = {name: torch.cat(of) for name, of in tensors.items() if all(one is not None for one in of)}
-    return Bandit(**joined)

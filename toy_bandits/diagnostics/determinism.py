@@ -7,20 +7,25 @@ actions KL(pi || pi_ref) is bounded and cannot tell). The ratio of the two dista
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from objectives import Objective
-from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 
 NOISY, CERTAIN = "determinism/1", "determinism/6"
 WORLDS = tuple(f"determinism/{number}" for number in (1, 2, 3, 4, 5, 6))
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world."""
+    return whole_worlds(WORLDS)
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world."""
-    cases = [Case(world, worlds.get(world).problem, worlds.get(world).truth) for world in WORLDS]
-    return pd.concat([answer.rows() for answer in answers(objective, cases)], ignore_index=True)
+    return joined(answer.rows() for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -45,6 +50,7 @@ DIAGNOSTIC = Diagnostic(
     reading="the penalty holds the policy when labels become certain",
     worlds=WORLDS,
     facts=("F2", "F4", "F6", "C1"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

@@ -7,6 +7,8 @@ speaking of: it sets the scale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import DATA_SET, Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import DATA_SET, Answer, Case, Diagnostic, joined
 from toy_bandits.experiments.finite_data import overfit_gap
 from toy_bandits.problem import Bandit
 
@@ -28,24 +30,24 @@ def memorised_gap(truth: Bandit, data: Bandit) -> Tensor:
     return ((wins - truth.label_weights) * chosen).sum((-3, -2, -1))
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world, of all its data sets."""
+    found = []
+    for world in map(worlds.get, WORLDS):
+        columns = {"labels": world.settings["labels"]["count"], DATA_SET: range(world.problem.batch_shape[0])}
+        found.append(Case(world.id, world.problem, world.truth, columns=columns))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per (world, data set)."""
-    cases = []
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
-        labels = world.settings["labels"]["count"]
-        columns = {"labels": labels, DATA_SET: range(world.problem.batch_shape[0])}
-        cases.append(Case(world_id, world.problem, world.truth, columns=columns))
-    return pd.concat(
-        [
-            answer.rows(
-                gap=overfit_gap(answer.case.truth, answer.case.problem, answer.logits),
-                memorised_gap=memorised_gap(answer.case.truth, answer.case.problem),
-                efficiency=answer.efficiency,
-            )
-            for answer in answers(objective, cases)
-        ],
-        ignore_index=True,
+    return joined(
+        answer.rows(
+            gap=overfit_gap(answer.case.truth, answer.case.problem, answer.logits),
+            memorised_gap=memorised_gap(answer.case.truth, answer.case.problem),
+            efficiency=answer.efficiency,
+        )
+        for answer in answers
     )
 
 
@@ -68,6 +70,7 @@ DIAGNOSTIC = Diagnostic(
     reading="few labels, each seen once, are not memorised",
     worlds=WORLDS,
     facts=("F2", "C4"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

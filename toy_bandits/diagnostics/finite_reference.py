@@ -6,38 +6,39 @@ holds it (F11). The question does not arise for an objective that takes no sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import DATA_SET, Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import DATA_SET, Answer, Case, Diagnostic, joined
 from toy_bandits.solution import UNSOLVED
 
 WORLDS = tuple(f"finite_reference/{number}" for number in range(5))
 
 
-def probe(objective: Objective) -> pd.DataFrame:
-    """One row per (world, data set); ``apart`` is the total variation distance to the answer with the whole reference."""
+def cases(objective: Objective) -> list[Case]:
+    """The whole reference, then one per world, of all its data sets."""
     first = worlds.get(WORLDS[0])
-    cases = [Case("whole", first.truth, first.truth)]
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
-        columns = {
-            "samples": world.settings["reference_samples"]["count"],
-            DATA_SET: range(world.problem.batch_shape[0]),
-        }
-        cases.append(Case(world_id, world.problem, world.truth, columns=columns))
-    whole, *drawn = answers(objective, cases)
-    return pd.concat(
-        [
-            answer.rows(
-                apart=0.5 * (answer.log_policy.exp() - whole.log_policy.exp()).abs().sum((-2, -1)),
-                status=np.where(whole.status == UNSOLVED, UNSOLVED, answer.status),
-            )
-            for answer in drawn
-        ],
-        ignore_index=True,
+    found = [Case("whole", first.truth, first.truth)]
+    for world in map(worlds.get, WORLDS):
+        samples = world.settings["reference_samples"]["count"]
+        columns = {"samples": samples, DATA_SET: range(world.problem.batch_shape[0])}
+        found.append(Case(world.id, world.problem, world.truth, columns=columns))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per (world, data set); ``apart`` is the total variation distance to the answer with the whole reference."""
+    whole, *drawn = answers
+    return joined(
+        answer.rows(
+            apart=0.5 * (answer.log_policy.exp() - whole.log_policy.exp()).abs().sum((-2, -1)),
+            status=np.where(whole.status == UNSOLVED, UNSOLVED, answer.status),
+        )
+        for answer in drawn
     )
 
 
@@ -56,7 +57,8 @@ DIAGNOSTIC = Diagnostic(
     reading="few samples of the reference do as well as the reference",
     worlds=WORLDS,
     facts=("F11", "C9"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
     needs_samples=True,
 )

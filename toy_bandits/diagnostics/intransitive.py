@@ -6,14 +6,15 @@ the policy should stay as the reference has it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from objectives import Objective
-from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 from toy_bandits.problem import Bandit
 
 WORLDS = tuple(f"intransitive/{number}" for number in range(5))
@@ -29,13 +30,14 @@ def moved(truth: Bandit, log_policy: Tensor) -> Tensor:
     return (0.5 * (masked[0] - masked[1]).abs().sum(-1) / largest).mean(-1)
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world."""
+    return whole_worlds(WORLDS)
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world; ``moved`` as in `moved`."""
-    cases = [Case(world, worlds.get(world).problem, worlds.get(world).truth) for world in WORLDS]
-    return pd.concat(
-        [answer.rows(moved=moved(answer.case.truth, answer.logits)) for answer in answers(objective, cases)],
-        ignore_index=True,
-    )
+    return joined(answer.rows(moved=moved(answer.case.truth, answer.logits)) for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -54,6 +56,7 @@ DIAGNOSTIC = Diagnostic(
     reading="a cycle of preferences gives no reason to leave the reference",
     worlds=WORLDS,
     facts=("F2", "F4", "F6"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

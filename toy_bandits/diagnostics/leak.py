@@ -8,6 +8,8 @@ alike, and half of the actions in each of sixteen contexts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined
 from toy_bandits.policies import LogLinear
 from toy_bandits.problem import Bandit
 
@@ -29,17 +31,18 @@ def kept(truth: Bandit, log_policy: Tensor) -> Tensor:
     return (truth.contexts * torch.minimum(before, after) / torch.maximum(before, after)).sum(-1)
 
 
-def probe(objective: Objective) -> pd.DataFrame:
-    """One row per world; ``kept`` as in `kept`."""
-    cases = []
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
+def cases(objective: Objective) -> list[Case]:
+    """One per world, with a log-linear policy in its features."""
+    found = []
+    for world in map(worlds.get, WORLDS):
         assert world.features is not None
-        cases.append(Case(world_id, world.problem, world.truth, policy=LogLinear(world.features)))
-    return pd.concat(
-        [answer.rows(kept=kept(answer.case.truth, answer.log_policy)) for answer in answers(objective, cases)],
-        ignore_index=True,
-    )
+        found.append(Case(world.id, world.problem, world.truth, policy=LogLinear(world.features)))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per world; ``kept`` as in `kept`."""
+    return joined(answer.rows(kept=kept(answer.case.truth, answer.log_policy)) for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -59,6 +62,7 @@ DIAGNOSTIC = Diagnostic(
     reading="what is learnt of the compared does not move the others",
     worlds=WORLDS,
     facts=("F6", "F7", "C3"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

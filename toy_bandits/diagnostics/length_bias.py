@@ -6,6 +6,8 @@ reference's. An objective that sums over tokens, averages over them or charges f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined
 from toy_bandits.policies import TokenTree
 from toy_bandits.worlds import World
 
@@ -38,20 +40,18 @@ def shift(world: World, log_policy: Tensor) -> Tensor:
     return total
 
 
-def probe(objective: Objective) -> pd.DataFrame:
-    """One row per world; ``shift`` as in `shift`, positive for longer."""
-    cases = []
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
+def cases(objective: Objective) -> list[Case]:
+    """One per world, with a policy over the tree of its responses."""
+    found = []
+    for world in map(worlds.get, WORLDS):
         assert world.responses is not None
-        cases.append(Case(world_id, world.problem, world.truth, policy=TokenTree(world.responses)))
-    return pd.concat(
-        [
-            answer.rows(shift=shift(worlds.get(answer.case.world), answer.logits))
-            for answer in answers(objective, cases)
-        ],
-        ignore_index=True,
-    )
+        found.append(Case(world.id, world.problem, world.truth, policy=TokenTree(world.responses)))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per world; ``shift`` as in `shift`, positive for longer."""
+    return joined(answer.rows(shift=shift(worlds.get(answer.case.world), answer.logits)) for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -69,6 +69,7 @@ DIAGNOSTIC = Diagnostic(
     reading="length is left alone where it is worth nothing",
     worlds=WORLDS,
     facts=("F1", "F2"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

@@ -6,13 +6,14 @@ Only the difference within a pair enters most pair losses, so both of its respon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 
 from objectives import Objective
-from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 
 WORLDS = ("determinism/1", "determinism/6", "bradley_terry/1", "bradley_terry/4", "partial_support/4")
 
@@ -27,10 +28,14 @@ def _rows(answer: Answer) -> pd.DataFrame:
     )
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world."""
+    return whole_worlds(WORLDS)
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world; ``log_ratio`` is the mean over labels of log pi(w)/pi_ref(w), ``kept`` that of min(1, pi(w)/pi_ref(w))."""
-    cases = [Case(world, worlds.get(world).problem, worlds.get(world).truth) for world in WORLDS]
-    return pd.concat([_rows(answer) for answer in answers(objective, cases)], ignore_index=True)
+    return joined(map(_rows, answers))
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -49,6 +54,7 @@ DIAGNOSTIC = Diagnostic(
     reading="chosen responses do not become less likely",
     worlds=WORLDS,
     facts=("F2", "F6"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

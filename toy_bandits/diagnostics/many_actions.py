@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from objectives import Objective
-from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 
 WORLDS = tuple(f"many_actions/{number}" for number in range(7))
 MANY = 16
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world, with its number of actions."""
+    return [replace(case, columns={"actions": case.problem.actions}) for case in whole_worlds(WORLDS)]
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world; ``efficiency`` as in `Answer.efficiency`."""
-    cases = [
-        Case(
-            world,
-            worlds.get(world).problem,
-            worlds.get(world).truth,
-            columns={"actions": worlds.get(world).problem.actions},
-        )
-        for world in WORLDS
-    ]
-    return pd.concat(
-        [answer.rows(efficiency=answer.efficiency) for answer in answers(objective, cases)], ignore_index=True
-    )
+    return joined(answer.rows(efficiency=answer.efficiency) for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -49,6 +45,7 @@ DIAGNOSTIC = Diagnostic(
     reading="what a nat buys does not fall as actions become many",
     worlds=WORLDS,
     facts=("F1", "F2", "F6"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from objectives import Objective
-from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 
 WORLDS = tuple(f"neglected_best/{number}" for number in range(6))
 BEST = 0
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world."""
+    return whole_worlds(WORLDS)
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world; ``before`` and ``after`` are the reference's and the policy's probability of the best action."""
-    cases = [Case(world, worlds.get(world).problem, worlds.get(world).truth) for world in WORLDS]
-    return pd.concat(
-        [
-            answer.rows(before=answer.case.truth.reference[..., 0, BEST], after=answer.log_policy[..., 0, BEST].exp())
-            for answer in answers(objective, cases)
-        ],
-        ignore_index=True,
+    return joined(
+        answer.rows(before=answer.case.truth.reference[..., 0, BEST], after=answer.log_policy[..., 0, BEST].exp())
+        for answer in answers
     )
 
 
@@ -44,6 +46,7 @@ DIAGNOSTIC = Diagnostic(
     reading="the best action is found where the reference nearly excludes it",
     worlds=WORLDS,
     facts=("F1", "F6"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

@@ -6,24 +6,30 @@ seen wrong. What is left of the gain in true reward that the same objective make
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import DATA_SET, Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import DATA_SET, Answer, Case, Diagnostic, joined
 
 WORLDS = tuple(f"label_noise/{number}" for number in (5, 6, 7, 8))
 
 
-def probe(objective: Objective) -> pd.DataFrame:
-    """One row per (world, data set); ``noise`` is the share of labels turned round, ``gain`` the true reward's over the reference."""
-    cases = []
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
+def cases(objective: Objective) -> list[Case]:
+    """One per world, of all its data sets; ``noise`` is the share of labels turned round."""
+    found = []
+    for world in map(worlds.get, WORLDS):
         columns = {"noise": world.settings["label_noise"], DATA_SET: range(world.problem.batch_shape[0])}
-        cases.append(Case(world_id, world.problem, world.truth, columns=columns))
-    return pd.concat([answer.rows(gain=answer.gain) for answer in answers(objective, cases)], ignore_index=True)
+        found.append(Case(world.id, world.problem, world.truth, columns=columns))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per (world, data set); ``gain`` is the true reward's over the reference."""
+    return joined(answer.rows(gain=answer.gain) for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -46,6 +52,7 @@ DIAGNOSTIC = Diagnostic(
     reading="labels turned round do not lead the policy astray",
     worlds=WORLDS,
     facts=("F3",),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

@@ -7,14 +7,16 @@ there is none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from objectives import Objective
-from toy_bandits import metrics, worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits import metrics
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 from toy_bandits.problem import Bandit
 
 WORLDS = tuple(f"partial_support/{number}" for number in range(8))
@@ -29,13 +31,14 @@ def kept(truth: Bandit, log_policy: Tensor) -> Tensor:
     return (truth.contexts * ratio.amin(-1)).sum(-1)
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world."""
+    return whole_worlds(WORLDS)
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world; ``kept`` as in `kept`."""
-    cases = [Case(world, worlds.get(world).problem, worlds.get(world).truth) for world in WORLDS]
-    return pd.concat(
-        [answer.rows(kept=kept(answer.case.truth, answer.log_policy)) for answer in answers(objective, cases)],
-        ignore_index=True,
-    )
+    return joined(answer.rows(kept=kept(answer.case.truth, answer.log_policy)) for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -55,6 +58,7 @@ DIAGNOSTIC = Diagnostic(
     reading="actions that no pair shows keep the reference's mass",
     worlds=WORLDS,
     facts=("F5", "F6", "F7", "C3"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

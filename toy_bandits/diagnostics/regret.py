@@ -5,28 +5,30 @@ The RLHF optimum of the same KL(pi || pi_ref) is the bound that no policy passes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from objectives import Objective
-from toy_bandits import metrics, worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits import metrics
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined, whole_worlds
 
 WORLDS = tuple(f"bradley_terry/{number}" for number in range(7))
 
 
-def probe(objective: Objective) -> pd.DataFrame:
+def cases(objective: Objective) -> list[Case]:
+    """One per world."""
+    return whole_worlds(WORLDS)
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per world; ``efficiency`` as in `Answer.efficiency`."""
-    cases = [Case(world, worlds.get(world).problem, worlds.get(world).truth) for world in WORLDS]
-    return pd.concat(
-        [
-            answer.rows(
-                expected_reward=metrics.expected_reward(answer.case.truth, answer.log_policy),
-                efficiency=answer.efficiency,
-            )
-            for answer in answers(objective, cases)
-        ],
-        ignore_index=True,
+    return joined(
+        answer.rows(
+            expected_reward=metrics.expected_reward(answer.case.truth, answer.log_policy), efficiency=answer.efficiency
+        )
+        for answer in answers
     )
 
 
@@ -46,6 +48,7 @@ DIAGNOSTIC = Diagnostic(
     reading="the KL that is spent buys as much reward as it can",
     worlds=WORLDS,
     facts=("F1", "F2", "C7"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

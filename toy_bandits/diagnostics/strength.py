@@ -7,34 +7,36 @@ the strength moves; the other hyper-parameters keep their values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
-import torch
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined
 
 WORLDS = ("determinism/6", "determinism/7", "determinism/8")
 PER_DECADE = 2
 
 
-def probe(objective: Objective) -> pd.DataFrame:
-    """One row per (world, strength), from the end that holds least to the one that holds most; ``kl_limit`` is that of a point mass on the
-    best action."""
+def cases(objective: Objective) -> list[Case]:
+    """One per world, of all strengths, from the end that holds least to the one that holds most; ``kl_limit`` is the KL of a point mass on
+    the best action."""
     swept = objective.strength
     assert swept is not None, "probed only where there is a strength"
     grid = swept.grid(PER_DECADE)[:: 1 if swept.rising else -1]
-    frames = []
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
-        problem = world.problem.expand((len(grid),))
+    found = []
+    for world in map(worlds.get, WORLDS):
         columns = {"strength": grid, "order": range(len(grid)), "kl_limit": -float(world.truth.log_reference[0, 0])}
-        at_each = objective.with_strength(torch.tensor(grid, dtype=torch.float64))
-        frames += [
-            answer.rows() for answer in answers(at_each, [Case(world_id, problem, world.truth, columns=columns)])
-        ]
-    return pd.concat(frames, ignore_index=True)
+        problem = world.problem.expand((len(grid),))
+        found.append(Case(world.id, problem, world.truth, columns=columns, strength=grid))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per (world, strength)."""
+    return joined(answer.rows() for answer in answers)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -59,7 +61,8 @@ DIAGNOSTIC = Diagnostic(
     reading="the strength of regularisation moves the KL, with certain labels too",
     worlds=WORLDS,
     facts=("F2", "F6", "C2"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
     needs_strength=True,
 )

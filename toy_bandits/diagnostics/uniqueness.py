@@ -5,13 +5,15 @@ An objective has one answer, a continuum of answers among which the start decide
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, Diagnostic, answers
+from toy_bandits.diagnostics.base import Answer, Case, Diagnostic, joined
 from toy_bandits.solution import DIVERGES, UNSOLVED
 
 WORLDS = tuple(f"partial_support/{number}" for number in range(7))
@@ -20,25 +22,29 @@ NOTHING = -30.0
 """Log-probabilities below count as no mass at all."""
 
 
-def probe(objective: Objective) -> pd.DataFrame:
-    """One row per (world, start); ``log_apart`` is the largest difference between the log-probs of one action
-    from two starts that were solved."""
-    cases = []
-    for world_id in WORLDS:
-        world = worlds.get(world_id)
+def cases(objective: Objective) -> list[Case]:
+    """One per world, of all starts."""
+    found = []
+    for world in map(worlds.get, WORLDS):
         reference = world.problem.log_reference
         generator = torch.Generator().manual_seed(0)
         drawn = SCALE * torch.randn((STARTS - 1, *reference.shape), generator=generator, dtype=torch.float64)
         start = torch.cat([reference.unsqueeze(0), drawn])
         columns = {"start": range(STARTS)}
-        cases.append(Case(world_id, world.problem.expand((STARTS,)), world.truth, start, columns=columns))
+        found.append(Case(world.id, world.problem.expand((STARTS,)), world.truth, start, columns=columns))
+    return found
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per (world, start); ``log_apart`` is the largest difference between the log-probs of one action
+    from two starts that were solved."""
     frames = []
-    for answer in answers(objective, cases):
+    for answer in answers:
         solved = torch.as_tensor(answer.status != UNSOLVED)[:, None, None]
         logs = answer.log_policy.clamp(min=NOTHING)
         highest, lowest = torch.where(solved, logs, -torch.inf).amax(0), torch.where(solved, logs, torch.inf).amin(0)
         frames.append(answer.rows(log_apart=(highest - lowest).amax()))
-    return pd.concat(frames, ignore_index=True)
+    return joined(frames)
 
 
 def score(frame: pd.DataFrame) -> float:
@@ -61,6 +67,7 @@ DIAGNOSTIC = Diagnostic(
     reading="there is an answer, and it does not depend on the start",
     worlds=WORLDS,
     facts=("F5", "F6"),
-    probe=probe,
+    cases=cases,
+    table=table,
     score=score,
 )

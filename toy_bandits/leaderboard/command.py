@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from toy_bandits.leaderboard.selection import (
     missing_scores,
     without_scores,
 )
-from toy_bandits.leaderboard.tasks import SELECTION, Task, read, run, tasks_of
+from toy_bandits.leaderboard.tasks import SELECTION, Task, read, run
 
 LOSSES = ("dpo", "cdpo", "ipo", "exo_pref", "maxpo(beta=0)", "simpo")
 REGULARISERS = (NONE, "forward_kl", "chosen_nll", "reverse_kl")
@@ -39,16 +39,18 @@ LEADERBOARD_EXAMPLES = """examples:
   python -m toy_bandits leaderboard --out out/leaderboard                      the whole registry
   python -m toy_bandits leaderboard dpo ipo maxpo --strengths 3 --out out/three
   python -m toy_bandits leaderboard --only regret determinism --out out/two
+  python -m toy_bandits leaderboard --out out/leaderboard --docs docs          docs/leaderboard.md and its figure, too
 
-Writes OUT/leaderboard.md, its figure (PNG and PDF), tables results and leaderboard (Parquet) with run.json, and a record per objective and
-strength below OUT/scores. Finished records are kept when the command is run again, so it can be stopped and continued.
+Writes OUT/leaderboard.md, its figure (PNG and PDF), tables results and leaderboard (Parquet) with run.json, and a record per objective
+below OUT/scores. Finished records are kept when the command is run again, so it can be stopped and continued.
 """
 FACTORIAL_EXAMPLES = """examples:
   python -m toy_bandits factorial --out out/factorial
+  python -m toy_bandits factorial --out out/factorial --docs docs              docs/factorial.md and its figures, too
   python -m toy_bandits factorial --losses dpo ipo --regularisers none "forward_kl(weight=1.0)" --out out/four
 
-Writes OUT/factorial.md, two figures (PNG and PDF), tables results and shares (Parquet) with run.json, and a record per combination below
-OUT/scores. Finished records are kept when the command is run again.
+Writes OUT/factorial.md, two figures (PNG and PDF), tables results and shares (Parquet) with run.json, and a record per combination
+below OUT/scores. Finished records are kept when the command is run again.
 """
 
 
@@ -82,6 +84,9 @@ def add_parser(commands: Any) -> None:
         )
         parser.add_argument("--out", type=Path, required=True, help="folder for page, figures, tables and records")
         parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="processes")
+        parser.add_argument(
+            "--docs", type=Path, metavar="DIR", help="put page and figures into a documentation folder, too"
+        )
         parser.add_argument("--again", action="store_true", help="make finished records anew")
 
 
@@ -91,11 +96,8 @@ def _leaderboard(chosen: argparse.Namespace) -> int:
         raise BanditError(f"--strengths: must be at least 1; got {chosen.strengths}")
     names = list(dict.fromkeys(chosen.names)) or objectives.names()
     declared = {name: objectives.parse(name).strength for name in names}
-    tasks = [
-        task
-        for name, strength in declared.items()
-        for task in tasks_of(name, _strengths(strength, chosen.strengths), _only(chosen))
-    ]
+    only = tuple(_only(chosen))
+    tasks = [Task(name, only, tuple(_strengths(strength, chosen.strengths))) for name, strength in declared.items()]
     everything = _scores(tasks, chosen)
     choices, frame = (everything[(everything["diagnostic"] == SELECTION) == of] for of in (True, False))
     left_out = without_scores(frame, choices)
@@ -105,17 +107,20 @@ def _leaderboard(chosen: argparse.Namespace) -> int:
     rising = {name: strength is None or strength.rising for name, strength in declared.items()}
     without = inapplicable(scored)
     board = leaderboard(at_each_strength(scored), choices, rising, {name: list(of) for name, of in without.items()})
-    command = _command("leaderboard", chosen.names, strengths=chosen.strengths, only=chosen.only)
-    page = text.leaderboard(
-        board, missing_scores(scored, board), without, left_out, chosen.strengths, "leaderboard.png", command
+    command = _command(
+        "leaderboard", chosen.names, strengths=chosen.strengths, only=chosen.only, docs=chosen.docs and "docs"
     )
+    missing = missing_scores(scored, board)
     _write(
         chosen.out,
         "leaderboard",
         {"names": names, "strengths": chosen.strengths, "diagnostics": _only(chosen)},
         {"results": everything, "leaderboard": board.reset_index()},
-        page,
+        lambda folder: text.leaderboard(
+            board, missing, without, left_out, chosen.strengths, f"{folder}leaderboard.png", command
+        ),
         {"leaderboard": figures.leaderboard(board, text.row_labels(board))},
+        chosen.docs,
     )
     for name, why in left_out.items():
         print(f"not run: {name}: {why}")
@@ -130,7 +135,7 @@ def _factorial(chosen: argparse.Namespace) -> int:
     cells = objectives.factorial(chosen.losses, chosen.regularisers)
     only = _only(chosen)
     labels = {cell.objective.label: cell for cell in cells}
-    frame = _scores([Task(label, None, tuple(only)) for label in labels], chosen)
+    frame = _scores([Task(label, tuple(only)) for label in labels], chosen)
     frame["pair_loss"] = [labels[label].pair_loss for label in frame["name"]]
     frame["regulariser"] = [labels[label].regulariser for label in frame["name"]]
     losses = list(dict.fromkeys(cell.pair_loss for cell in cells))
@@ -148,6 +153,7 @@ def _factorial(chosen: argparse.Namespace) -> int:
         losses=_unless(chosen.losses, LOSSES),
         regularisers=_unless(chosen.regularisers, REGULARISERS),
         only=chosen.only,
+        docs=chosen.docs and "docs",
     )
     rows = [
         {"diagnostic": name, "component": key, "share": share}
@@ -159,8 +165,11 @@ def _factorial(chosen: argparse.Namespace) -> int:
         "factorial",
         {"losses": losses, "regularisers": regularisers, "diagnostics": only},
         {"results": frame, "shares": pd.DataFrame(rows, columns=["diagnostic", "component", "share"])},
-        text.factorial(tables, found, lost, ("factorial.png", "factorial_shares.png"), command),
+        lambda folder: text.factorial(
+            tables, found, lost, (f"{folder}factorial.png", f"{folder}factorial_shares.png"), command
+        ),
         {"factorial": figures.factorial(tables, found), "factorial_shares": figures.shares(found)},
+        chosen.docs,
     )
     print(f"factorial.md and figures in {chosen.out}")
     return 0
@@ -184,10 +193,10 @@ def _strengths(strength: Strength | None, count: int) -> list[float]:
 def _scores(tasks: Sequence[Task], chosen: argparse.Namespace) -> pd.DataFrame:
     if chosen.workers < 1:
         raise BanditError(f"--workers: must be at least 1; got {chosen.workers}")
-    with tqdm(total=len(tasks), unit="objective at a strength", disable=None, smoothing=0.05) as bar:
+    with tqdm(total=len(tasks), unit="objective", disable=None, smoothing=0.05) as bar:
 
         def step(task: Task) -> None:
-            bar.set_description(task.objective.label)
+            bar.set_description(task.name)
             bar.update()
 
         run(tasks, chosen.out, workers=chosen.workers, again=chosen.again, step=step)
@@ -199,14 +208,20 @@ def _write(
     name: str,
     config: dict[str, Any],
     tables: dict[str, pd.DataFrame],
-    page: str,
+    page: Callable[[str], str],
     drawn: dict[str, Figure],
+    docs: Path | None,
 ) -> None:
+    """``page`` of where its pictures lie; with ``docs`` it and they go there, too."""
     write_run(out, kind="bandit", id=f"bandit/{name}", config={name: config}, seeds={"data": 0}, tables=tables)
     for stem, figure in drawn.items():
         for kind in ("png", "pdf"):
             atomic_write(out / f"{stem}.{kind}", figures.writer(figure, kind))
-    atomic_write(out / f"{name}.md", page.encode())
+    atomic_write(out / f"{name}.md", page("").encode())
+    if docs is not None:
+        for stem, figure in drawn.items():
+            atomic_write(docs / "figures" / f"{stem}.png", figures.writer(figure, "png"))
+        atomic_write(docs / f"{name}.md", page("figures/").encode())
 
 
 def _unless(given: Sequence[str], default: Sequence[str]) -> Sequence[str]:

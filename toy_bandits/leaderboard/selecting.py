@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 
 from objectives import Objective
 from toy_bandits import worlds
-from toy_bandits.diagnostics.base import Case, answers
+from toy_bandits.diagnostics.base import Case, answers, joined
 from toy_bandits.optimum import shortfall
 from toy_bandits.problem import Bandit
 
@@ -48,16 +47,18 @@ def probe(objective: Objective, strengths: Sequence[float]) -> pd.DataFrame:
     Raises:
         BanditError, ObjectiveError: the objective cannot be solved here, or a loss breaks its contract.
     """
-    swept = objective.with_strength(torch.tensor(strengths, dtype=torch.float64))
+    cases = [
+        Case(name, problem.expand((len(strengths),)), problem, columns={"strength": strengths}, strength=strengths)
+        for name, problem in selection_worlds().items()
+    ]
     frames = []
-    for name, problem in selection_worlds().items():
+    for answer in answers(objective, cases):
+        problem = answer.case.truth
         assert problem.rewards is not None
         price = PRICE * float(problem.rewards.max() - problem.rewards.min())
-        case = Case(name, problem.expand((len(strengths),)), problem, columns={"strength": strengths})
-        for answer in answers(swept, [case]):
-            lost = shortfall(problem, answer.log_policy, price) / shortfall(problem, problem.log_reference, price)
-            frames.append(answer.rows(share=1.0 - lost))
-    return pd.concat(frames, ignore_index=True)
+        lost = shortfall(problem, answer.log_policy, price) / shortfall(problem, problem.log_reference, price)
+        frames.append(answer.rows(share=1.0 - lost))
+    return joined(frames)
 
 
 def values(frame: pd.DataFrame) -> pd.Series:

@@ -1,4 +1,4 @@
-"""The unit of work: one objective at one strength over some diagnostics, one record each, so that work can be stopped and continued."""
+"""The unit of work: one objective over all diagnostics, one record each, so that work can be stopped and continued."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 
 import objectives
 from analysis.records import is_complete, read_run, write_run
-from objectives import Objective, ObjectiveError
+from objectives import ObjectiveError
 from toy_bandits import diagnostics
-from toy_bandits.diagnostics import DIAGNOSTICS
+from toy_bandits.diagnostics import DIAGNOSTICS, Diagnostic, Score
 from toy_bandits.diagnostics.base import no_score
 from toy_bandits.errors import BanditError
 from toy_bandits.expectations import SUPPLIERS
@@ -29,40 +29,34 @@ from toy_bandits.solution import UNSOLVED
 
 SELECTION = "selection"
 """Stands for a diagnostic in the rows that the strength is chosen by."""
+BREAKS = (BanditError, ObjectiveError)
+"""What an objective may do to one diagnostic without an end to the others."""
 COLUMNS = ("name", "strength", "diagnostic", "score", "problems", "unsolved", "reason", "applies")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One objective at one strength.
+    """One objective at all its strengths over some diagnostics, solved together.
 
     Attributes:
         name: as asked for, a label that `objectives.parse` reads.
-        strength: the value of the hyper-parameter that is its strength; None: as the label has it.
         diagnostics: ids.
-        candidates: strengths among which the best is to be chosen.
+        strengths: values of the hyper-parameter that is its strength; none: as the label has it.
     """
 
     name: str
-    strength: float | None
     diagnostics: tuple[str, ...]
-    candidates: tuple[float, ...] = ()
-
-    @property
-    def objective(self) -> Objective:
-        """The objective at the strength."""
-        objective = objectives.parse(self.name)
-        return objective if self.strength is None else objective.with_strength(self.strength)
+    strengths: tuple[float, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
         """What the scores depend on, the code included."""
-        about = {"scores": self.name, "diagnostics": self.diagnostics, "candidates": self.candidates}
-        return {**about, "rule": RULE, **identity(self.objective)}
+        about = {"scores": self.name, "diagnostics": self.diagnostics, "strengths": self.strengths}
+        return {**about, "rule": RULE, **identity(objectives.parse(self.name))}
 
     def folder(self, out: Path) -> Path:
         """Where its record lies."""
-        return out / "scores" / slug(self.name) / ("as-named" if self.strength is None else f"{self.strength:.6g}")
+        return out / "scores" / slug(self.name)
 
     def done(self, out: Path) -> bool:
         """Whether its record is there, whole, and of this code."""
@@ -71,58 +65,56 @@ class Task:
     def make(self, out: Path) -> None:
         """Measure and record. An objective that breaks in a diagnostic has no score there, and the reason."""
         began = time.process_time()
+        rows = [*self._scores(), *self._choices()]
         write_run(
             self.folder(out),
             kind="bandit",
-            id=f"bandit/scores/{self.objective.label}",
+            id=f"bandit/scores/{self.name}",
             config=self.config,
             seeds={"data": 0},
-            tables={"results": pd.DataFrame(self._rows(), columns=list(COLUMNS))},
+            tables={"results": pd.DataFrame(rows, columns=list(COLUMNS))},
             extra={"cpu_seconds": time.process_time() - began},
         )
 
-    def _rows(self) -> Iterator[tuple[Any, ...]]:
-        strength = math.nan if self.strength is None else self.strength
-        for name in self.diagnostics:
-            try:
-                _, score = diagnostics.measure(DIAGNOSTICS[name], self.objective, interval=False)
-            except (BanditError, ObjectiveError) as error:
-                score = no_score(str(error))
-            yield self.name, strength, name, score.value, score.problems, score.unsolved, score.reason, score.applies
-        if self.candidates:
-            yield from self._candidate_rows()
+    def _scores(self) -> Iterator[tuple[Any, ...]]:
+        chosen = [DIAGNOSTICS[name] for name in self.diagnostics]
+        for diagnostic, scores in zip(chosen, self._measured(chosen), strict=True):
+            at = self.strengths if len(scores) == len(self.strengths) else (math.nan,)
+            for strength, score in zip(at, scores, strict=True):
+                yield (
+                    *(self.name, strength, diagnostic.id, score.value),
+                    *(score.problems, score.unsolved, score.reason, score.applies),
+                )
 
-    def _candidate_rows(self) -> Iterator[tuple[Any, ...]]:
-        """Of each candidate what it is chosen by, as "diagnostic" `SELECTION`."""
+    def _measured(self, chosen: Sequence[Diagnostic]) -> list[list[Score]]:
+        """Of each diagnostic its scores, one per strength or one for all; if together they break, each by itself."""
+        objective = objectives.parse(self.name)
         try:
-            missing = [term.source for term in self.objective.terms if term.source not in SUPPLIERS]
+            found = diagnostics.measure_at(chosen, objective, self.strengths or None, interval=False)
+        except BREAKS as error:
+            if len(chosen) > 1:
+                return [scores for diagnostic in chosen for scores in self._measured([diagnostic])]
+            return [[no_score(str(error))]]
+        return [[score for _, score in of] for of in found]
+
+    def _choices(self) -> Iterator[tuple[Any, ...]]:
+        """Of each strength what it is chosen by, as "diagnostic" `SELECTION`."""
+        if not self.strengths:
+            return
+        objective = objectives.parse(self.name)
+        try:
+            missing = [term.source for term in objective.terms if term.source not in SUPPLIERS]
             if missing:
                 raise BanditError(f"needs {' and '.join(missing)}, which a bandit does not have")
-            frame = selecting.probe(self.objective, self.candidates)
-        except (BanditError, ObjectiveError) as error:
-            for strength in self.candidates:
+            frame = selecting.probe(objective, self.strengths)
+        except BREAKS as error:
+            for strength in self.strengths:
                 yield self.name, strength, SELECTION, math.nan, 0, 0, str(error), True
             return
-        for strength in self.candidates:
+        for strength in self.strengths:
             rows = frame[frame["strength"] == strength]
             unsolved = int((rows["status"] == UNSOLVED).sum())
             yield self.name, strength, SELECTION, float(rows["share"].mean()), len(rows), unsolved, "", True
-
-
-def tasks_of(name: str, strengths: Sequence[float], only: Sequence[str]) -> list[Task]:
-    """The tasks of one objective: what depends on the strength at each of them; what sweeps it by itself, and the choice, once.
-
-    Args:
-        name: a label.
-        strengths: values; none where the objective has no strength.
-        only: ids of diagnostics.
-    """
-    if not strengths:
-        return [Task(name, None, tuple(only))]
-    sweeping = tuple(one for one in only if DIAGNOSTICS[one].needs_strength)
-    others = tuple(one for one in only if one not in sweeping)
-    once = Task(name, None, sweeping, tuple(strengths))
-    return [once, *(Task(name, strength, others) for strength in strengths if others)]
 
 
 def run(
