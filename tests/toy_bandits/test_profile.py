@@ -23,7 +23,7 @@ CHEAP = ["--only", "determinism", "off_support"]
 
 
 def run(*arguments: str | Path) -> int:
-    return main(["profile", *map(str, arguments)])
+    return main(["profile", *map(str, arguments), "--workers", "1"])
 
 
 def test_card_tables_and_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +46,16 @@ def test_card_tables_and_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert diagnostics.get("off_support").score(rows) == scores["ipo(tau=0.1)", "off_support"]
     frontier = record.table("frontier")
     assert (frontier["expected_reward"] <= frontier["reward_bound"] + 1e-9).all()
+
+
+@pytest.mark.slow  # two processes that each import torch
+def test_two_workers_give_what_one_does(tmp_path: Path) -> None:
+    arguments = ["profile", "ipo", "--set", "tau=0.2", "--compare", "dpo+forward_kl", *CHEAP]
+    for count in ("1", "2"):
+        assert main([*arguments, "--workers", count, "--out", str(tmp_path / count)]) == 0
+    one, two = (read_run(tmp_path / count) for count in ("1", "2"))
+    for table in ("results", "scores", "frontier"):
+        pd.testing.assert_frame_equal(one.table(table), two.table(table))
 
 
 def test_what_is_finished_is_not_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from toy_bandits.diagnostics import DIAGNOSTICS, get, page
 from toy_bandits.errors import BanditError
 from toy_bandits.profile import card, text
 from toy_bandits.profile.measuring import Profile, profile, steps
+from toy_bandits.profile.parallel import prepare
 
 BASELINES = ("dpo", "ipo", "maxpo")
 MOST_BASELINES = 6
@@ -50,6 +52,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="ID", help=f"diagnostics, of {', '.join(DIAGNOSTICS)}")
     parser.add_argument("--out", type=Path, help="folder for card, tables and records")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="processes")
     parser.add_argument("--again", action="store_true", help="make finished records anew")
     parser.add_argument("--page", type=Path, help="write docs/diagnostics.md to this path, and nothing else")
     parser.set_defaults(handler=run)
@@ -69,11 +72,16 @@ def run(chosen: argparse.Namespace) -> int:
     compared = {label: other for label, other in _labelled(chosen.compare).items() if label != objective.label}
     if len(compared) > MOST_BASELINES:
         raise BanditError(f"--compare: a card shows at most {MOST_BASELINES} baselines; got {len(compared)}")
+    if chosen.workers < 1:
+        raise BanditError(f"--workers: must be at least 1; got {chosen.workers}")
+    everyone = [objective, *compared.values()]
+    ready = prepare(everyone, chosen.out, only, workers=chosen.workers, again=chosen.again)
     measured: list[Profile] = []
-    with tqdm(total=steps(only) * (1 + len(compared)), unit="probe", disable=None) as bar:
-        for each in (objective, *compared.values()):
+    with tqdm(total=steps(only) * len(everyone), unit="probe", disable=None) as bar:
+        for each in everyone:
             bar.set_description(each.label)
-            measured.append(profile(each, chosen.out, only, again=chosen.again, step=lambda name: bar.update()))
+            again = chosen.again and not ready
+            measured.append(profile(each, chosen.out, only, again=again, step=lambda name: bar.update()))
     write(measured[0], measured[1:], chosen.out)
     print(text.table(measured[0], measured[1:]))
     print(f"\ncard.png, card.pdf and card.md in {chosen.out}")

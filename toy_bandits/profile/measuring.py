@@ -88,17 +88,34 @@ def profile(
         RecordError: a record cannot be written.
     """
     chosen = [diagnostics.get(name) for name in only] or list(DIAGNOSTICS.values())
-    folder = out / PROBES / slug(objective.label)
     tables: dict[str, pd.DataFrame] = {}
     scores: dict[str, Score] = {}
     for diagnostic in chosen:
-        frame, scores[diagnostic.id] = _measured(diagnostic, objective, folder / diagnostic.id, again)
+        frame, scores[diagnostic.id] = _measured(diagnostic, objective, out, again)
         if frame is not None:
             tables[diagnostic.id] = frame
         step(diagnostic.id)
-    frontier = _frontier(objective, folder / FRONTIER, again, refused=not tables)
+    frontier = _frontier(objective, out, again) if tables else pd.DataFrame()
     step(FRONTIER)
     return Profile(objective, tables, scores, frontier)
+
+
+def done(objective: Objective, out: Path, name: str) -> bool:
+    """Whether the record of a diagnostic, or of the `FRONTIER`, is there, whole, and of this objective and code."""
+    return is_complete(folder(objective, out, name), _config(objective, name))
+
+
+def make(objective: Objective, out: Path, name: str) -> None:
+    """Make the record of a diagnostic, or of the `FRONTIER`, if the objective can have one."""
+    if name != FRONTIER:
+        _measured(diagnostics.get(name), objective, out, again=True)
+    elif any(not diagnostics.refusal(diagnostic, objective) for diagnostic in DIAGNOSTICS.values()):
+        _frontier(objective, out, again=True)
+
+
+def folder(objective: Objective, out: Path, name: str) -> Path:
+    """Where the record lies."""
+    return out / PROBES / slug(objective.label) / name
 
 
 def steps(only: Iterable[str] = ()) -> int:
@@ -111,17 +128,21 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.")
 
 
+def _config(objective: Objective, name: str) -> dict[str, Any]:
+    """What the record of a diagnostic, or of the `FRONTIER`, depends on."""
+    what = {"frontier": FRONTIER_WORLDS, "per_decade": PER_DECADE} if name == FRONTIER else {"diagnostic": name}
+    return {**what, **identity(objective)}
+
+
 def _measured(
-    diagnostic: Diagnostic, objective: Objective, folder: Path, again: bool
+    diagnostic: Diagnostic, objective: Objective, out: Path, again: bool
 ) -> tuple[pd.DataFrame | None, Score]:
-    config = {"diagnostic": diagnostic.id, **identity(objective)}
-    if not again and is_complete(folder, config):
-        kept = read_run(folder)
+    if not again and done(objective, out, diagnostic.id):
+        kept = read_run(folder(objective, out, diagnostic.id))
         return kept.table("results"), _score(kept.table("score"))
     frame, score = diagnostics.measure(diagnostic, objective)
     if frame is not None:
-        tables = {"results": frame, "score": pd.DataFrame([asdict(score)])}
-        _write(folder, f"bandit/diagnostic/{diagnostic.id}", config, tables)
+        _write(objective, out, diagnostic.id, {"results": frame, "score": pd.DataFrame([asdict(score)])})
     return frame, score
 
 
@@ -130,23 +151,22 @@ def _score(frame: pd.DataFrame) -> Score:
     return Score(**{str(name): of for name, of in frame.iloc[0].to_dict().items()})
 
 
-def _frontier(objective: Objective, folder: Path, again: bool, *, refused: bool) -> pd.DataFrame:
-    config = {"frontier": FRONTIER_WORLDS, "per_decade": PER_DECADE, **identity(objective)}
-    if not again and is_complete(folder, config):
-        return read_run(folder).table("results")
-    if refused:
-        return pd.DataFrame()
+def _frontier(objective: Objective, out: Path, again: bool) -> pd.DataFrame:
+    if not again and done(objective, out, FRONTIER):
+        return read_run(folder(objective, out, FRONTIER)).table("results")
     frames = []
     for world_id in FRONTIER_WORLDS:
         frame = frontiers.sweep(worlds.get(world_id), objective, PER_DECADE)
         frames.append(frame.assign(world=world_id))
     made = pd.concat(frames, ignore_index=True)
-    _write(folder, "bandit/profile/frontier", config, {"results": made})
+    _write(objective, out, FRONTIER, {"results": made})
     return made
 
 
-def _write(folder: Path, name: str, config: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
-    write_run(folder, kind="bandit", id=name, config=config, seeds={"data": 0}, tables=tables)
+def _write(objective: Objective, out: Path, name: str, tables: dict[str, pd.DataFrame]) -> None:
+    record = "bandit/profile/frontier" if name == FRONTIER else f"bandit/diagnostic/{name}"
+    config = _config(objective, name)
+    write_run(folder(objective, out, name), kind="bandit", id=record, config=config, seeds={"data": 0}, tables=tables)
 
 
 def identity(objective: Objective) -> dict[str, Any]:
