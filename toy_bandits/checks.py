@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError
 
 from objectives import Batch, Objective, ObjectiveError, Term
 from toy_bandits import expectations
@@ -21,7 +20,7 @@ def named(problem: Bandit, objective: Objective) -> Iterator[None]:
     try:
         try:
             yield
-        except LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # not in torch's stubs
             raise BanditError(
                 f"{objective.name}: a loss or a derivative of it is NaN or infinite at a policy that the search came to: a bandit needs a "
                 "loss that is finite at every policy"
