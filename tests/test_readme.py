@@ -52,6 +52,25 @@ def test_your_own_objective_is_fifteen_lines_and_known_to_every_command(plugin: 
     assert "converged" in run([sys.executable, "-c", one_liner[1]], plugin.parent, **environment)
 
 
+def test_your_own_objective_has_a_profile(plugin: Path) -> None:
+    """Its strength swept too: many values of beta at once."""
+    command = [
+        sys.executable,
+        "-m",
+        "toy_bandits",
+        "profile",
+        "tanh_po",
+        "--only",
+        "strength",
+        "--compare",
+        "--out",
+        "card",
+    ]
+    printed = run([*command, "--workers", "1"], plugin.parent, PREFERENCE_OBJECTIVES_PLUGINS=str(plugin))
+    assert "Response of KL to strength" in printed
+    assert (plugin.parent / "card" / "card.png").exists()
+
+
 def test_your_own_objective_trains_a_language_model(plugin: Path) -> None:
     command = ["-m", "llm_runs", "run", "tiny", "--out", "mine", "--set", "objectives=['tanh_po(beta=0.1)']"]
     small = ["training.steps=2", "evaluation.at=[]", "sft.steps=5"]
