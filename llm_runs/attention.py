@@ -1,7 +1,8 @@
 """FlexAttention for rows that hold several sequences, on a GPU.
 
-transformers' "flex_attention" hands torch queries and keys as they are. With float32 weights under autocast, rotary embeddings leave those
-two in float32 while the values are bfloat16, which torch refuses. `IN_ROWS` is the same attention with all three of the values' dtype.
+transformers' "flex_attention" hands torch queries, keys and values as they are. With float32 weights under autocast, rotary embeddings
+leave the first two in float32 while the values are bfloat16; what torch makes of that mixture depends on its version. `IN_ROWS` is the same
+attention with all three of the values' dtype.
 
 Masks are made block by block, because torch's own `create_block_mask` holds several matrices of all pairs of tokens at a time.
 """
