@@ -279,7 +279,8 @@ class Probe:
 
 def _piece(problem: Bandit, objective: Objective, term: Term, probe: Probe) -> Piece:
     if isinstance(term, PairTerm) and term.margin is not None and term.link is not None:
-        batch = expectations.pairs_with_tokens(problem, problem.log_reference)
+        supply = expectations.pairs if term.needs <= expectations.WITHOUT_TOKENS else expectations.pairs_with_tokens
+        batch = supply(problem, problem.log_reference)
         coefficients = term.margin.coefficients
         if coefficients is None:
             plain = is_difference(probe.problem, probe.objective, probe.pair_term)

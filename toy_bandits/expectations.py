@@ -16,6 +16,8 @@ from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
 
 Supplier = Callable[[Bandit, Tensor], Batch]
+WITHOUT_TOKENS = frozenset({"pairs", "ref_logps", "lengths", "references"})
+"""What `pairs` has of all that a term can need."""
 
 
 def lengths(problem: Bandit, log_policy: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from toy_bandits.newton import FLAT_CURVATURE, GRADIENT_TOLERANCE, STEP_TOLERANC
 
 LARGEST = 32
 """Number of actions up to which this layout is the faster one."""
-CELLS = 60_000
+CELLS = 120_000
 """Numbers in the tables worked on at a time: several of them fit into a core's cache."""
 MAX_ITERATIONS = 60
 FIRST_RADIUS = 10.0

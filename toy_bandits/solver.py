@@ -20,8 +20,8 @@ from toy_bandits.search import search
 from toy_bandits.solution import Solution, TabularAnswer, assemble
 from toy_bandits.structure import analyse
 
-CELLS = 400_000
-"""Size of the tables held at a time; larger batches are solved in pieces."""
+CELLS = 200_000
+"""Size of the tables held at a time, small enough for a processor's cache; larger batches are solved in pieces."""
 
 
 class Policy(Protocol):
