@@ -13,7 +13,7 @@ import objectives
 from analysis.records import read_run
 from toy_bandits import diagnostics
 from toy_bandits.__main__ import main
-from toy_bandits.leaderboard import selecting, tasks, text
+from toy_bandits.leaderboard import figures, selecting, tasks, text
 from toy_bandits.leaderboard.decomposition import complete, decompose, in_words
 from toy_bandits.leaderboard.selection import (
     at_each_strength,
@@ -117,6 +117,20 @@ def test_equal_means_share_a_place() -> None:
     page = text.leaderboard(board, missing_scores(HAND, board), {}, {"kto": "unsolved"}, 2, "x.png", "made")
     assert "Ties: place 1: `dpo`, `sft`." in page
     assert "| 1 (1–2)" in page and "| –" in page and "- `kto`: unsolved" in page
+
+
+def test_a_mean_of_few_scores_gets_no_place() -> None:
+    """One score of three, though the best of all, stands last and takes nobody's place; two of three are enough."""
+    few = long([("bco", 0.1, "determinism", 1.0), ("bco", 0.1, "noise", NAN), ("bco", NAN, "strength", NAN)])
+    values = pd.concat([VALUES, long([("bco", 0.1, "selection", 1.0)])])
+    board = leaderboard(at_each_strength(pd.concat([few, HAND])), values, {})
+    assert board.index.tolist() == ["dpo", "sft", "ipo", "bco"]
+    assert board["place"].dropna().to_dict() == {"dpo": 1, "sft": 1, "ipo": 3}
+    assert range_of_places(board, "sft") == (1, 2)
+    assert range_of_places(board, "bco") == (1, 3)
+    page = text.leaderboard(board, [], {}, {}, 2, "x.png", "made")
+    assert "| – (1–3)" in page and "No place (–) where less than two thirds of the scores are there: `bco`." in page
+    assert figures.leaderboard(board, text.row_labels(board)).axes[0].get_yticklabels()[3].get_text().startswith("–")
 
 
 def test_of_strengths_with_equal_means_the_one_that_holds_most_is_taken() -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from toy_bandits.diagnostics import DIAGNOSTICS
 from toy_bandits.leaderboard.decomposition import Decomposition
-from toy_bandits.leaderboard.text import named
+from toy_bandits.leaderboard.text import named, place_of
 
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 7, "pdf.fonttype": 42, "axes.linewidth": 0.6}
 COLOURS = "Blues"
@@ -34,7 +34,7 @@ def leaderboard(board: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(3.2 + 0.42 * (len(ids) + 2), 1.9 + 0.19 * len(board)), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[2, len(ids)], sharey=True)
-        rows = [f"{place}   {labels[str(name)]}" for name, place in board["place"].items()]
+        rows = [f"{place_of(place)}   {labels[str(name)]}" for name, place in board["place"].items()]
         _heat(
             left,
             board[["mean", "sensitivity"]].rename(columns={"mean": "mean score", "sensitivity": "sensitivity"}),

@@ -10,6 +10,8 @@ import pandas as pd
 from toy_bandits.leaderboard import selecting
 
 TIE = 1e-9
+PLACED = 2 / 3
+"""Share of the scores that apply which an objective must have for a place: a mean of a few says nothing beside means of all."""
 
 
 def at_each_strength(frame: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +64,8 @@ def leaderboard(
         without: as `inapplicable` makes it; such a score is in no mean and is not missing.
 
     Returns:
-        index ``name``; ``place`` (equal means share one), ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are
+        index ``name``; ``place`` (equal means share one; none, and after all others, where less than `PLACED` of the scores are there),
+        ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are
         there, ``count`` how many they are, ``missing`` how many are not though they should, ``lowest`` and ``highest`` mean if every
         missing score were 0 or 1, ``sensitivity`` (largest less smallest mean over the strengths, of the diagnostics that have a score at
         every strength), ``strengths`` tried, then one column per diagnostic. Names without any score at it are left out.
@@ -97,9 +100,11 @@ def leaderboard(
     heads = [key for key in rows[0] if key not in scores]
     made = pd.DataFrame(rows, columns=[*heads, *scores.columns])
     rank = made["mean"].div(TIE).round().mul(-1.0)  # equal means by name, not by their last digit
-    made = made.assign(rank=rank).sort_values(["rank", "name"], ignore_index=True).drop(columns="rank")
-    made.insert(0, "place", places(made["mean"].to_numpy()))
-    return made.set_index("name")
+    last = made["count"] < PLACED * (made["count"] + made["missing"])
+    made = made.assign(rank=rank, last=last).sort_values(["last", "rank", "name"], ignore_index=True)
+    found = places(made.loc[~made["last"], "mean"].to_numpy())
+    made.insert(0, "place", [*map(float, found), *[np.nan] * int(last.sum())])
+    return made.drop(columns=["rank", "last"]).set_index("name")
 
 
 def places(means: Sequence[float] | np.ndarray) -> list[int]:
@@ -114,7 +119,7 @@ def places(means: Sequence[float] | np.ndarray) -> list[int]:
 def range_of_places(board: pd.DataFrame, name: str) -> tuple[int, int]:
     """The best and the worst place that a name could have, whatever its missing scores are, those of the others left out."""
     mine = board.loc[name]
-    others = board["mean"].drop(index=name)
+    others = board["mean"][board["place"].notna()].drop(index=name, errors="ignore")
     first, last = (1 + int((others > mine[of] + TIE).sum()) for of in ("highest", "lowest"))
     return first, last
 

@@ -54,7 +54,7 @@ def leaderboard(
     ids = [column for column in board.columns if column in DIAGNOSTICS]
     rows = []
     for name, row in board.iterrows():
-        place = str(int(row["place"]))
+        place = place_of(row["place"])
         if row["missing"]:
             place += " ({}–{})".format(*range_of_places(board, str(name)))
         strength = objectives.parse(str(name)).strength
@@ -76,8 +76,9 @@ def leaderboard(
         rows.append([*cells, *shown])
     heads = ["place", "objective", "best strength", "value", "mean", "scores", "sensitivity"]
     heads += [DIAGNOSTICS[each].label for each in ids]
-    equal = board["place"][board["place"].duplicated(keep=False)]
-    ties = [f"place {place}: {', '.join(f'`{name}`' for name in of.index)}" for place, of in equal.groupby(equal)]
+    placed = board["place"].dropna()
+    equal = placed[placed.duplicated(keep=False)]
+    ties = [f"place {place:.0f}: {', '.join(f'`{name}`' for name in of.index)}" for place, of in equal.groupby(equal)]
     parts = [
         "# Leaderboard",
         f"<!-- Made by `{command}`. -->",
@@ -93,7 +94,7 @@ def leaderboard(
         "The mean weighs all of them alike; they are not alike in importance to everyone, and a policy that never leaves the "
         "reference does well in many (see the row of `forward_kl`, a regulariser alone). Read the columns that matter to you.",
         tabulate(rows, heads, tablefmt="pipe", disable_numparse=True),
-        "Equal means share a place. " + (f"Ties: {'; '.join(ties)}." if ties else "There are no ties."),
+        f"Equal means share a place. {_unplaced(board)}" + (f"Ties: {'; '.join(ties)}." if ties else "There are no ties."),
     ]
     if missing:
         parts += [
@@ -181,6 +182,17 @@ def _overall(found: Mapping[str, Decomposition]) -> str:
         f"At least half of the variation comes from {', from '.join(lines)} of the {len(varying)} diagnostics that vary"
     )
     return text + (f"; from none of them alone in {len(none)} ({', '.join(none)})." if none else ".")
+
+
+def place_of(place: float) -> str:
+    """A place as it stands in the table; "–" for none."""
+    return "–" if math.isnan(place) else f"{place:.0f}"
+
+
+def _unplaced(board: pd.DataFrame) -> str:
+    """Which objectives have no place, and why; "" if all have one."""
+    names = ", ".join(f"`{name}`" for name in board.index[board["place"].isna()])
+    return f"No place (–) where less than two thirds of the scores are there: {names}. " if names else ""
 
 
 def _number(value: float) -> str:
