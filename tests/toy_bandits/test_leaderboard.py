@@ -117,6 +117,9 @@ def test_equal_means_share_a_place() -> None:
     page = text.leaderboard(board, missing_scores(HAND, board), {}, {"kto": "unsolved"}, 2, "x.png", "made")
     assert "Ties: place 1: `dpo`, `sft`." in page
     assert "| 1 (1–2)" in page and "| –" in page and "- `kto`: unsolved" in page
+    assert "Told the true rewards" not in page
+    told = text.leaderboard(board.rename({"ipo": "exo_rw"}), [], {}, {}, 2, "x.png", "made")
+    assert "**Told the true rewards**, where all others see labels: `exo_rw`." in told
 
 
 def test_a_mean_of_few_scores_gets_no_place() -> None:

@@ -10,8 +10,8 @@ import pandas as pd
 from toy_bandits.leaderboard import selecting
 
 TIE = 1e-9
-PLACED = 2 / 3
-"""Share of the scores that apply which an objective must have for a place: a mean of a few says nothing beside means of all."""
+ENOUGH = 2 / 3
+"""Share of the scores that apply which a place, and a sensitivity, must rest on: a mean of a few says nothing beside means of all."""
 
 
 def at_each_strength(frame: pd.DataFrame) -> pd.DataFrame:
@@ -64,11 +64,11 @@ def leaderboard(
         without: as `inapplicable` makes it; such a score is in no mean and is not missing.
 
     Returns:
-        index ``name``; ``place`` (equal means share one; none, and after all others, where less than `PLACED` of the scores are there),
+        index ``name``; ``place`` (equal means share one; none, and after all others, where less than `ENOUGH` of the scores are there),
         ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are
         there, ``count`` how many they are, ``missing`` how many are not though they should, ``lowest`` and ``highest`` mean if every
         missing score were 0 or 1, ``sensitivity`` (largest less smallest mean over the strengths, of the diagnostics that have a score at
-        every strength), ``strengths`` tried, then one column per diagnostic. Names without any score at it are left out.
+        every strength; none where these are less than `ENOUGH`), ``strengths`` tried, then one column per diagnostic. Names without any score at it are left out.
     """
     rows = []
     for name, table in scores.groupby(level="name", sort=False):
@@ -82,6 +82,7 @@ def leaderboard(
         mean = float(chosen.mean())
         common = table.dropna(axis=1)
         spread = common.mean(axis=1)
+        sensitive = len(table) > 1 and common.shape[1] >= ENOUGH * count
         rows.append(
             {
                 "name": name,
@@ -92,7 +93,7 @@ def leaderboard(
                 "missing": lost,
                 "lowest": mean * (count - lost) / count,
                 "highest": (mean * (count - lost) + lost) / count,
-                "sensitivity": float(spread.max() - spread.min()) if len(table) > 1 and common.shape[1] else np.nan,
+                "sensitivity": float(spread.max() - spread.min()) if sensitive else np.nan,
                 "strengths": len(table),
                 **chosen.to_dict(),
             }
@@ -100,7 +101,7 @@ def leaderboard(
     heads = [key for key in rows[0] if key not in scores]
     made = pd.DataFrame(rows, columns=[*heads, *scores.columns])
     rank = made["mean"].div(TIE).round().mul(-1.0)  # equal means by name, not by their last digit
-    last = made["count"] < PLACED * (made["count"] + made["missing"])
+    last = made["count"] < ENOUGH * (made["count"] + made["missing"])
     made = made.assign(rank=rank, last=last).sort_values(["last", "rank", "name"], ignore_index=True)
     found = places(made.loc[~made["last"], "mean"].to_numpy())
     made.insert(0, "place", [*map(float, found), *[np.nan] * int(last.sum())])

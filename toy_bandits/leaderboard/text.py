@@ -88,13 +88,15 @@ def leaderboard(
         f"**How the strength is chosen.** Each objective that has a strength gets the same budget: {tried} values, evenly spaced by ratio "
         f"over the range that it declares; the other hyper-parameters keep their defaults. Chosen is, {RULE}. That value, 1 at most, "
         "is the column `value`; a strength that was not solved counts with the best policy found.",
-        "**Sensitivity** is the range of the mean over the strengths tried: how much is lost by choosing badly. A diagnostic that "
-        "sweeps the strength by itself has one score for all strengths.",
+        "**Sensitivity** is the range of the mean over the strengths tried: how much is lost by choosing badly (– where less than two "
+        "thirds of the diagnostics that apply have a score at every one). A diagnostic that sweeps the strength by itself has one score for all.",
         "**Mean** is over the diagnostics that apply (their number is under scores): n/a stands where the question does not arise. "
         "The mean weighs all of them alike; they are not alike in importance to everyone, and a policy that never leaves the "
         "reference does well in many (see the row of `forward_kl`, a regulariser alone). Read the columns that matter to you.",
+        *_told(board),
         tabulate(rows, heads, tablefmt="pipe", disable_numparse=True),
-        f"Equal means share a place. {_unplaced(board)}" + (f"Ties: {'; '.join(ties)}." if ties else "There are no ties."),
+        f"Equal means share a place. {_unplaced(board)}"
+        + (f"Ties: {'; '.join(ties)}." if ties else "There are no ties."),
     ]
     if missing:
         parts += [
@@ -133,7 +135,9 @@ def factorial(
         f"<!-- Made by `{command}`. -->",
         "Every pair loss with every regulariser, scored by every diagnostic, exactly. Each table of scores is taken apart into a mean, an "
         "effect of the pair loss, an effect of the regulariser, and what is left (interaction). All cells are solved exactly and see the "
-        "same data sets where data are drawn; the shares of the variation sum to 100 %.",
+        "same data sets where data are drawn; the shares of the variation sum to 100 %. It is the ablation of claim C8: by "
+        "[F7](theory.md) any pair loss that is bounded below is regularised once the forward KL is added, so that no named method owns "
+        "the effect.",
         f"![Shares of the variation]({pictures[1]})",
         _overall(found),
         "## By diagnostic",
@@ -182,6 +186,17 @@ def _overall(found: Mapping[str, Decomposition]) -> str:
         f"At least half of the variation comes from {', from '.join(lines)} of the {len(varying)} diagnostics that vary"
     )
     return text + (f"; from none of them alone in {len(none)} ({', '.join(none)})." if none else ".")
+
+
+def _told(board: pd.DataFrame) -> list[str]:
+    """A paragraph on objectives that cannot do without rewards, where there are any."""
+    names = [f"`{name}`" for name in board.index if "rewards" in objectives.parse(str(name)).needs_on_pairs]
+    if not names:
+        return []
+    return [
+        f"**Told the true rewards**, where all others see labels: {', '.join(names)}. Scores for noisy and for few labels are no achievement "
+        "there."
+    ]
 
 
 def place_of(place: float) -> str:
