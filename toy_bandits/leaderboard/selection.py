@@ -65,10 +65,10 @@ def leaderboard(
 
     Returns:
         index ``name``; ``place`` (equal means share one; none, and after all others, where less than `ENOUGH` of the scores are there),
-        ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are
-        there, ``count`` how many they are, ``missing`` how many are not though they should, ``lowest`` and ``highest`` mean if every
-        missing score were 0 or 1, ``sensitivity`` (largest less smallest mean over the strengths, of the diagnostics that have a score at
-        every strength; none where these are less than `ENOUGH`), ``strengths`` tried, then one column per diagnostic. Names without any score at it are left out.
+        ``best_strength``, ``value`` it was chosen by, ``mean`` over the scores that are there, ``count`` how many they are, ``missing``
+        how many are not though they should, ``lowest`` and ``highest`` mean if every missing score were 0 or 1, ``sensitivity`` (largest
+        less smallest mean over the strengths, of the diagnostics that have a score at every strength; none where these are less than
+        `ENOUGH`), ``strengths`` tried, then one column per diagnostic. Names without any score at it are left out.
     """
     rows = []
     for name, table in scores.groupby(level="name", sort=False):

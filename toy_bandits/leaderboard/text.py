@@ -89,7 +89,8 @@ def leaderboard(
         f"over the range that it declares; the other hyper-parameters keep their defaults. Chosen is, {RULE}. That value, 1 at most, "
         "is the column `value`; a strength that was not solved counts with the best policy found.",
         "**Sensitivity** is the range of the mean over the strengths tried: how much is lost by choosing badly (– where less than two "
-        "thirds of the diagnostics that apply have a score at every one). A diagnostic that sweeps the strength by itself has one score for all.",
+        "thirds of the diagnostics that apply have a score at every one). A diagnostic that sweeps the strength by itself has one score "
+        "for all.",
         "**Mean** is over the diagnostics that apply (their number is under scores): n/a stands where the question does not arise. "
         "The mean weighs all of them alike; they are not alike in importance to everyone, and a policy that never leaves the "
         "reference does well in many (see the row of `forward_kl`, a regulariser alone). Read the columns that matter to you.",
@@ -194,8 +195,8 @@ def _told(board: pd.DataFrame) -> list[str]:
     if not names:
         return []
     return [
-        f"**Told the true rewards**, where all others see labels: {', '.join(names)}. Scores for noisy and for few labels are no achievement "
-        "there."
+        f"**Told the true rewards**, where all others see labels: {', '.join(names)}. Scores for noisy and for few labels are no "
+        "achievement there."
     ]
 
 
