@@ -4,9 +4,9 @@
     python -m benchmarks training --out results/ --parts steps  only the ratios with their targets
     python -m benchmarks training --out results/ --device cuda  the same on a GPU, with a Llama of the 1B class in bfloat16
 
-Steps are whole steps of both trainers (forward, backward, AdamW), in turn within one process; the cost is CPU time of the process on a CPU
-(shared cores make wall times useless), wall time on a GPU, and each ratio is that of the medians. Peak memory is measured in a
-process of its own for each variant on a CPU, by torch's allocator on a GPU: what a step adds to the loaded model, and in total. On a
+Steps are whole steps of both trainers (forward, backward, AdamW), the variants in turn; the cost is CPU time of the process on a CPU
+(shared cores make wall times useless), wall time on a GPU, and each ratio is that of the medians. On a CPU each training has a process
+of its own, whose peak memory is measured; on a GPU torch's allocator has it: what a step adds to the loaded model, and in total. On a
 GPU the longest sequences are tried out too. Every training is kept in OUT/unfinished as soon as it is measured, so that a command
 that was stopped goes on. Needs the extra `peer`.
 """
@@ -35,12 +35,9 @@ from benchmarks.training_steps import (
     MAXPO,
     MODELS,
     ON_GPU,
-    OURS,
     PAIRS,
-    TRL,
     Case,
     Measured,
-    measure,
     measure_or_fail,
     variants_on,
 )
@@ -67,9 +64,9 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16,
 
 
 def steps_table(device: str, rounds: int, steps: int, kept: Kept) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Seconds of every step: variants take turns within this process. Columns shape, variant, round, step, seconds, loss.
+    """Seconds of every step, variants in turn. Columns shape, variant, round, step, seconds, loss.
 
-    Second table: peak memory of the same trainings, as in `memory_table`; it means something on a GPU only.
+    Second table: peak memory of the same trainings, the largest of the rounds. Columns shape, variant, added_bytes, peak_bytes.
     """
     rows: list[tuple[Any, ...]] = []
     peaks = []
@@ -79,7 +76,9 @@ def steps_table(device: str, rounds: int, steps: int, kept: Kept) -> tuple[pd.Da
     todo.sort(key=lambda each: (each[2] in ON_GPU, each[2] == FUSED))  # compiling takes a minute; fused layers stay
     for case, turn, variant in tqdm(todo, desc="steps", unit="training", disable=None):
         name = f"steps, {_shape(case)}, {variant}, {turn}"
-        measured = Measured(**kept.get(name, lambda: asdict(measure(case, variant, steps))))  # noqa: B023
+        measured = _kept_or_failed(kept, name, case, variant, steps)
+        if isinstance(measured, str):
+            raise SystemExit(f"error: {variant} at {_shape(case)}: {measured}")
         _check_agreement(case, variant, measured, rows)
         times = [float("nan"), *measured.seconds]
         rows += [
@@ -100,18 +99,6 @@ def _check_agreement(case: Case, variant: str, measured: Measured, rows: Sequenc
             found = measured.losses[step - 1]
             if abs(found - loss) > AGREEMENT[case.device]:
                 raise SystemExit(f"error: {variant} has loss {found} at step {step} of {shape}, but {other} has {loss}")
-
-
-def memory_table(device: str, kept: Kept) -> pd.DataFrame:
-    """Peak memory of two steps, each variant in a process of its own. Columns shape, variant, added_bytes, peak_bytes."""
-    rows = []
-    pairs = [(case, variant) for case in _cases(device) for variant in (*TRL, *OURS)]
-    for case, variant in tqdm(pairs, desc="memory", unit="process", disable=None):
-        measured = _kept_or_failed(kept, f"memory, {_shape(case)}, {variant}", case, variant, 2)
-        if isinstance(measured, str):
-            raise SystemExit(f"error: {variant} at {_shape(case)}: {measured}")
-        rows.append((_shape(case), variant, measured.added_bytes, measured.peak_bytes))
-    return pd.DataFrame(rows, columns=["shape", "variant", "added_bytes", "peak_bytes"])
 
 
 def _kept_or_failed(kept: Kept, name: str, case: Case, variant: str, steps: int) -> Measured | str:
@@ -215,7 +202,7 @@ def padding_table() -> pd.DataFrame:
 # -- what is printed ---------------------------------------------------------------------------------------------
 
 
-def ratios(device: str, steps: pd.DataFrame, memory: pd.DataFrame | None) -> pd.DataFrame:
+def ratios(device: str, steps: pd.DataFrame, memory: pd.DataFrame) -> pd.DataFrame:
     """Each variant against the baseline. Columns shape, variant, quantity, value, target (NaN: none)."""
     rows: list[tuple[str, str, str, float, float]] = []
     medians = steps.groupby(["shape", "variant"])["seconds"].median()
@@ -225,12 +212,11 @@ def ratios(device: str, steps: pd.DataFrame, memory: pd.DataFrame | None) -> pd.
             target = TARGETS[device].get(variant)
             value = medians[shape, BASELINE] / medians[shape, variant]
             rows.append((shape, variant, "times as fast", value, target[index] if target else float("nan")))
-            if memory is not None:
-                sizes = memory[memory["shape"] == shape].set_index("variant")
-                wanted = MEMORY_TARGET if target else float("nan")
-                for column in ("added_bytes", "peak_bytes"):
-                    share = sizes.loc[variant, column] / sizes.loc[BASELINE, column]
-                    rows.append((shape, variant, f"share of {column.replace('_', ' ')}", share, wanted))
+            sizes = memory[memory["shape"] == shape].set_index("variant")
+            wanted = MEMORY_TARGET if target else float("nan")
+            for column in ("added_bytes", "peak_bytes"):
+                share = sizes.loc[variant, column] / sizes.loc[BASELINE, column]
+                rows.append((shape, variant, f"share of {column.replace('_', ' ')}", share, wanted))
         live = "dpo, live reference"
         rows.append(
             (shape, MAXPO, f"times as fast as our {live}", medians[shape, live] / medians[shape, MAXPO], float("nan"))
@@ -312,10 +298,10 @@ def main(given: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the record and the plots")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parts = ("steps", "memory", "cost", "kl", "padding")
+    parts = ("steps", "cost", "kl", "padding")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=2, help="turns of all variants")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a training, of which the first is not counted")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a training, of which the first is not counted")
     parser.add_argument("--longest", type=int, default=4096, help="longest sequence of the cost against length")
     parser.add_argument(
         "--limit", type=float, default=2.0, help="on a CPU: GB that a step may add, for the longest sequence that fits"
@@ -342,13 +328,9 @@ def main(given: list[str] | None = None) -> int:
         tables["kl"] = kl_table()
     if "padding" in arguments.parts:
         tables["padding"] = padding_table()
-    if "memory" in arguments.parts and device == "cpu":
-        tables["memory"] = memory_table(device, kept)
     if "steps" in arguments.parts:
-        tables["steps"], memory = steps_table(device, arguments.rounds, arguments.steps, kept)
-        if device == "cuda":
-            tables["memory"] = memory
-        tables["ratios"] = ratios(device, tables["steps"], tables.get("memory"))
+        tables["steps"], tables["memory"] = steps_table(device, arguments.rounds, arguments.steps, kept)
+        tables["ratios"] = ratios(device, tables["steps"], tables["memory"])
     if "cost" in arguments.parts:
         tables["cost"] = cost_table(device, [n for n in LENGTHS if n <= arguments.longest], kept)
         limit = 1e9 * arguments.limit

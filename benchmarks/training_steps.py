@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
-import subprocess
-import sys
+import multiprocessing
+import os
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -259,24 +260,35 @@ def measure(case: Case, variant: str, steps: int) -> Measured:
 
 
 def measure_or_fail(case: Case, variant: str, steps: int) -> Measured | str:
-    """`measure`, or why it failed: on a CPU in a fresh process, so that memory is its own (a GPU's is counted by torch)."""
-    if case.device == "cpu":
-        return in_a_process(case, variant, steps)
+    """`measure`, or why it failed: on a CPU in a process of its own, so that memory is its own (a GPU's is counted by torch)."""
+    return _in_a_process(case, variant, steps) if case.device == "cpu" else _measured(case, variant, steps)
+
+
+def _measured(case: Case, variant: str, steps: int) -> Measured | str:
     try:
         return measure(case, variant, steps)
     except (RuntimeError, InputError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def in_a_process(case: Case, variant: str, steps: int) -> Measured | str:
-    """`measure` in a fresh process, so that memory is its own; the error's last line where it fails."""
-    call = [sys.executable, "-m", "benchmarks.training_steps", json.dumps([asdict(case), variant, steps])]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
+def _in_a_process(case: Case, variant: str, steps: int) -> Measured | str:
+    """Forked from a server that has loaded the libraries and done nothing else: loading them takes longer than some of the steps."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.training_steps", "datasets", "trl"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, case, variant, steps))
+    process.start()
+    sender.close()
+    try:
+        found: Measured | str = receiver.recv()
+    except EOFError:
+        found = ""
+    process.join()
+    return found or f"its process ended with exit code {process.exitcode}"
 
 
-if __name__ == "__main__":
-    _case, _variant, _steps = json.loads(sys.argv[1])
-    print(json.dumps(asdict(measure(Case(**_case), _variant, _steps))))
+def _send(sender: Connection, case: Case, variant: str, steps: int) -> None:
+    """The measurement, without what the trainers print."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        found = _measured(case, variant, steps)
+    sender.send(found)
