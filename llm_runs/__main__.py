@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ examples:
   python -m llm_runs run paper_hh --out out/hh --dry-run        what it would do, take and write; nothing is done
   python -m llm_runs train h100 --out out/h100 --only ipo       a part of the trainings, for instance as one of many jobs
   python -m llm_runs online online_tiny --out out/online        PPO, ESPO, RSO, iterated DPO, best of n, and offline beside them
+  python -m llm_runs sweep tiny --out out/sweep                 many runs: objectives, strengths, seeds, data settings
   python -m llm_runs evaluate --model tuned --reference base --prompts prompts.jsonl --out out/tuned
 
 Interrupted? Give the same command again: it continues. What is complete is kept.
@@ -45,6 +44,16 @@ examples:
 Interrupted? Give the same command again: it continues at the last finished round.
 """
 
+_SWEEP_EPILOG = """\
+examples:
+  python -m llm_runs sweep tiny --out out/sweep --dry-run           the runs, the jobs, and an estimate of their time
+  python -m llm_runs sweep tiny --out out/sweep                     on this machine, a few jobs at a time
+  python -m llm_runs sweep mine.yaml --out /shared/sweep --slurm    submitted to Slurm; the command ends at once
+  python -m llm_runs sweep-status out/sweep                         what is done, running, waiting, failed and why
+
+Interrupted, preempted, or failed? Give the same command again: what is done is kept, the rest goes on. docs/sweeps.md has the file.
+"""
+
 _GOALS = {
     "sft": "make the reference policy: supervised fine-tuning on the domain",
     "sample": "sample completions of the reference, for pairs and for the KL term",
@@ -58,25 +67,38 @@ _GOALS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
-    _quiet()
-    from analysis.records import RecordError
-    from llm_runs.errors import InputError
-    from objectives import ObjectiveError
-
     try:
+        if not options.light:
+            from llm_runs.progress import quiet
+
+            quiet()
         options.command(options)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to continue", file=sys.stderr)
         return 130
-    except (InputError, RecordError, ObjectiveError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise
         print(f"error: no room on the disk ({error}); free some and give the same command again", file=sys.stderr)
         return 2
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether an error is one that the user can do something about. Looked at late, because the packages take seconds to load."""
+    from llm_runs.errors import InputError
+
+    if isinstance(error, InputError):
+        return True
+    from analysis.records import RecordError
+    from objectives import ObjectiveError
+
+    return isinstance(error, RecordError | ObjectiveError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(light=False)  # True: a command that loads nothing heavy
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     fetch = commands.add_parser("fetch", help="download pinned models and data into the cache, checked by checksum")
@@ -128,6 +151,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_dry_run(online)
     online.set_defaults(command=_online)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="do a grid of runs: objectives, strengths, seeds and data settings, here or on Slurm",
+        description="Do every run of a sweep file as a resumable job. What runs share (fine-tuning, samples, labels, the reference's "
+        "log-probabilities) is computed once.",
+        epilog=_SWEEP_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument(
+        "sweep", metavar="SWEEP", help="a sweep file (YAML), or the name of a shipped one: tiny, strength"
+    )
+    _add_out(sweep)
+    sweep.add_argument("--slurm", action="store_true", help="submit the jobs to Slurm, by the file's section slurm")
+    sweep.add_argument(
+        "--jobs", type=int, metavar="N", help="jobs at a time (default: the file's, else one for each GPU, else one)"
+    )
+    sweep.add_argument(
+        "--no-locks", action="store_true", help="for folders where locks do not work: see docs/sweeps.md"
+    )
+    _add_dry_run(sweep)
+    sweep.set_defaults(command=_sweep)
+
+    status = commands.add_parser(
+        "sweep-status", help="show what of a sweep is done, running, waiting, and failed and why"
+    )
+    status.add_argument("out", type=Path, metavar="DIR", help="folder of the sweep")
+    status.add_argument("--all", action="store_true", help="a line for every task")
+    status.set_defaults(command=_sweep_status, light=True)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -245,6 +297,31 @@ def _online(options: argparse.Namespace) -> None:
     print(f"records: {options.out / 'runs'}; the curves, and what the exact bandit predicts: {figures}", flush=True)
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from llm_runs.sweeps import estimate, local, slurm, tasks
+    from llm_runs.sweeps.spec import SweepConfig
+
+    sweep = SweepConfig.load(options.sweep)
+    if options.jobs is not None:
+        sweep = replace(sweep, jobs=options.jobs)
+    if options.dry_run:
+        print(estimate.report(sweep, options.out, slurm=options.slurm, tflops=options.tflops))
+        return
+    planned = tasks.plan(sweep, options.out, dry=False)
+    carry_out = slurm.submit if options.slurm else local.carry_out
+    carry_out(sweep, options.out, planned, lambda line: print(line, flush=True), locks=not options.no_locks)
+    if not options.slurm:
+        print(f"records: {options.out}; next: python -m analysis claims {options.out}", flush=True)
+
+
+def _sweep_status(options: argparse.Namespace) -> None:
+    from llm_runs.sweeps import status
+
+    print(status.report(options.out, everything=options.all))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from llm_runs import account, pipeline
     from llm_runs.account import Step
@@ -280,17 +357,6 @@ def _evaluate_on_prompts(options: argparse.Namespace) -> None:
     comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
     account.carry_out(comparison.plan())
     print(f"next: python -m analysis evaluation {comparison.folder}", flush=True)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own account and progress bars."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 if __name__ == "__main__":

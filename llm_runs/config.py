@@ -7,9 +7,6 @@ key is an error that names the key, where it stands and the nearest valid names.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,47 +17,9 @@ from typing import Any, Literal, Self
 import yaml
 
 import objectives
-from llm_runs.errors import InputError
-
-
-class ConfigError(InputError):
-    """A configuration that cannot be used; the message says which key, where, and what is allowed."""
-
-
-def _number(
-    default: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
-) -> Any:
-    """A field whose number (or every number of its list) must lie in the range."""
-    limits = {"above": above, "at_least": at_least, "below": below}
-    if isinstance(default, list | tuple):
-        return field(default=tuple(default), metadata=limits)
-    return field(default=default, metadata=limits)
-
-
-class _Checked:
-    """Checks types and ranges of all fields on construction."""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
-            place = f"{type(self).__name__}.{entry.name}"
-            value = _convert(getattr(self, entry.name), hints[entry.name], place)
-            object.__setattr__(self, entry.name, value)
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int | float):
-                    _check_range(number, entry.metadata, place)
-
-
-def _check_range(value: float, limits: Mapping[str, float | None], place: str) -> None:
-    if not math.isfinite(value):
-        raise ConfigError(f"{place} must be finite, not {value}")
-    above, at_least, below = limits.get("above"), limits.get("at_least"), limits.get("below")
-    if above is not None and not value > above:
-        raise ConfigError(f"{place} must be greater than {above:g}, not {value}")
-    if at_least is not None and not value >= at_least:
-        raise ConfigError(f"{place} must be at least {at_least:g}, not {value}")
-    if below is not None and not value < below:
-        raise ConfigError(f"{place} must be less than {below:g}, not {value}")
+from llm_runs.strict import Checked as _Checked
+from llm_runs.strict import ConfigError, build, plain, read_yaml
+from llm_runs.strict import number as _number
 
 
 @dataclass(frozen=True)
@@ -405,60 +364,64 @@ class RunConfig(_Checked):
             raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")
 
     @classmethod
-    def load(cls, path: str | Path | None, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, or a shipped configuration by name (None: all defaults), and apply `key.key=value` overrides.
+    def load(cls, path: str | Path | None, overrides: Sequence[str | tuple[str, Any]] = ()) -> Self:
+        """Read a YAML file, or a shipped configuration by name (None: all defaults), and apply overrides.
+
+        An override is text, `key.key=value`, or the key with its value.
 
         Raises ConfigError for a file that is missing or not YAML, unknown keys, wrong types and values out of range.
         """
         source = "--set" if path is None else find(path)
-        values: Any = None
-        if isinstance(source, Path):
-            try:
-                values = yaml.safe_load(source.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{source}: not valid YAML: {error}") from error
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source}: expected keys and values, found {type(values).__name__}")
+        values = read_yaml(source) if isinstance(source, Path) else {}
         if isinstance(source, Path):
             values.setdefault("name", source.stem)
         try:
             for override in overrides:
                 _apply(values, override)
-            return typing.cast(Self, _build(cls, values, ""))
+            return typing.cast(Self, build(cls, values, ""))
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings: what `load` reads, with every default written out."""
-        return typing.cast(dict[str, Any], _plain(self))
+        return typing.cast(dict[str, Any], plain(self))
 
 
-def shipped() -> list[str]:
-    """Names of the configurations that come with the package."""
-    folder = resources.files("llm_runs") / "configs"
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """What `RunConfig.to_dict` gave."""
+    return typing.cast(RunConfig, build(RunConfig, values, ""))
+
+
+CONFIGS = "configs"  # the folder of those that come with the package
+
+
+def shipped(kind: str = CONFIGS) -> list[str]:
+    """Names of the configurations (or other files of settings) that come with the package."""
+    folder = resources.files("llm_runs") / kind
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def find(path: str | Path) -> Path:
-    """The file of a configuration: a path, or the name of a shipped one."""
+def find(path: str | Path, kind: str = CONFIGS) -> Path:
+    """The file of a configuration (or of other settings): a path, or the name of a shipped one."""
     if Path(path).is_file():
         return Path(path)
-    shipped_file = Path(str(resources.files("llm_runs") / "configs" / f"{path}.yaml"))
+    shipped_file = Path(str(resources.files("llm_runs") / kind / f"{path}.yaml"))
     if shipped_file.is_file():
         return shipped_file
-    raise ConfigError(f"no configuration file {str(path)!r}; give a path or one of: {', '.join(shipped())}")
+    raise ConfigError(f"no configuration file {str(path)!r}; give a path or one of: {', '.join(shipped(kind))}")
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value, for example training.steps=10")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+def _apply(values: dict[str, Any], override: str | tuple[str, Any]) -> None:
+    if isinstance(override, str):
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: expected key=value, for example training.steps=10")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+    else:
+        key, value = override
     *sections, last = key.split(".")
     for section in sections:
         if values.get(section) is None:
@@ -467,80 +430,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override!r}: {section!r} has no keys of its own; give the whole list or value")
     values[last] = value
-
-
-def _build(cls: type, values: Any, place: str) -> Any:
-    """A dataclass from a mapping, rejecting unknown keys."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{place or 'the file'}: expected keys and values, found {values!r}")
-    hints = typing.get_type_hints(cls)
-    names = [entry.name for entry in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=3) or names
-            where = f"in section {place!r}" if place else "at the top level"
-            raise ConfigError(f"unknown key {key!r} {where}; nearest valid names: {', '.join(near)}")
-    prefix = f"{place}." if place else ""
-    arguments = {key: _convert(value, hints[key], prefix + key) for key, value in values.items()}
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        message = str(error)
-        own = f"{cls.__name__}."
-        raise ConfigError(prefix + message.removeprefix(own) if message.startswith(own) else message) from error
-
-
-def _convert(value: Any, hint: Any, place: str) -> Any:
-    """`value` as the annotated type, without any lossy conversion."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, typing.cast(type, hint)) else _build(typing.cast(type, hint), value, place)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), place)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{place} must be one of {', '.join(map(str, arguments))}, not {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{place} must be a list, not {value!r}")
-        return tuple(_convert(item, arguments[0], f"{place}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{place} must be keys and values, not {value!r}")
-        return {str(key): _convert(item, arguments[1], f"{place}.{key}") for key, item in value.items()}
-    if hint is float:
-        value = _scientific(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        raise ConfigError(f"{place} must be a number, not {value!r}")
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        kind = {int: "a whole number", str: "text", bool: "true or false"}[hint]
-        raise ConfigError(f"{place} must be {kind}, not {value!r}")
-    return value
-
-
-def _scientific(value: Any) -> Any:
-    """YAML 1.1 reads `1e-5` (without a point) as text; make it the number that was meant."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    if isinstance(value, list):
-        return [_scientific(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _scientific(item) for key, item in value.items()}
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import objectives
 from analysis.records import atomic_write, fingerprint
 from llm_runs import data, guards, labelling, models, reference, rewards, sampling, sft, texts
-from llm_runs.config import DELIVERY, RunConfig, SamplingConfig
+from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
 from llm_runs.errors import InputError
@@ -513,6 +513,15 @@ class Experiment:
             names = ", ".join(training.slug for training in unique)
             raise InputError(f"no training has {only!r} in its name; there are: {names}")
         return kept
+
+
+def kept_config(out: Path) -> RunConfig:
+    """The configuration that a folder belongs to. Raises InputError where there is none, or a damaged one."""
+    path = out / "config.json"
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
 
 
 def config_texts(config: RunConfig) -> int:

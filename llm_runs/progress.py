@@ -1,11 +1,23 @@
-"""One progress bar for every training: its name and its newest loss, instead of printed logs."""
+"""One progress bar for every training, its name and its newest loss, instead of the printed logs of libraries."""
 
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.utils import logging
+
+
+def quiet() -> None:
+    """Leave the terminal to our own account and progress bars."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def show_progress(trainer: Trainer, label: str) -> None:

@@ -1,0 +1,201 @@
+"""What is known of every task of a sweep, in small files; reading them loads nothing heavy.
+
+DIR/sweep/plan.json        the tasks, what each waits for, and where it works
+DIR/sweep/tasks/<id>.json  the state of a task that was begun
+DIR/sweep/logs/<id>.log    what it said
+DIR/sweep/locks/<id>.lock  held while it runs
+DIR/sweep/jobs/            submitit's files; slurm.json: what was submitted there
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llm_runs.errors import InputError
+
+FORMAT = 1
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work that is done once: a stage that runs share, or a run."""
+
+    id: str
+    title: str
+    folder: str  # of its experiment, in the sweep's folder
+    key: str  # what it depends on, as a checksum: done with another key, it is done again
+    after: str | None = None  # the stage whose results it uses
+    stage: str | None = None  # None: a run
+    run: str | None = None  # the name of the run's folder
+
+
+@dataclass(frozen=True)
+class State:
+    """What became of a task.
+
+    Attributes:
+        state: "running", "done", "failed" or "stopped".
+        key: of the task as it was then.
+        said: the result in a few words, or the error's first line.
+    """
+
+    state: str
+    key: str
+    said: str = ""
+    host: str = ""
+    pid: int = 0
+    job: str = ""
+    began: float = 0.0  # seconds since the epoch
+    seconds: float = 0.0  # that it took, of the last attempt
+    cpu_seconds: float = 0.0
+    attempts: int = 1
+
+
+class Folder:
+    """The sweep's own files in its folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.own = out, out / "sweep"
+
+    def log(self, task: str) -> Path:
+        """Where a task's output goes."""
+        return self.own / "logs" / f"{task}.log"
+
+    def lock(self, task: str) -> Path:
+        """Held while a task runs."""
+        return self.own / "locks" / f"{task}.lock"
+
+    @property
+    def jobs(self) -> Path:
+        """submitit's files."""
+        return self.own / "jobs"
+
+    def write_plan(self, name: str, tasks: Sequence[Task], *, locks: bool) -> None:
+        """Keep the plan, for jobs and for the status."""
+        values = {"format": FORMAT, "name": name, "locks": locks, "tasks": [asdict(task) for task in tasks]}
+        write(self.own / "plan.json", values)
+
+    def plan(self) -> dict[str, Any]:
+        """The plan: `name`, `locks`, and `tasks` by id. Raises InputError where there is none, or a damaged one."""
+        path = self.own / "plan.json"
+        try:
+            values = json.loads(path.read_bytes())
+            if values["format"] != FORMAT:
+                raise InputError(f"{path}: of format {values['format']}, this version reads {FORMAT}")
+            tasks = {entry["id"]: Task(**entry) for entry in values["tasks"]}
+            return {"name": values["name"], "locks": values["locks"], "tasks": tasks}
+        except FileNotFoundError:
+            raise InputError(f"{self.out} is not the folder of a sweep: {path} is missing") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); give the sweep's command again to write it anew") from error
+
+    def state(self, task: str) -> State | None:
+        """The state of a task; None where it was never begun. A damaged file counts as none: the task is looked at again."""
+        try:
+            return State(**json.loads((self.own / "tasks" / f"{task}.json").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def set_state(self, task: str, state: State) -> None:
+        """Keep the state of a task."""
+        write(self.own / "tasks" / f"{task}.json", asdict(state))
+
+    def done(self, task: Task) -> bool:
+        """Whether a task is complete as it is now asked for, and its record still there."""
+        state = self.state(task.id)
+        if state is None or state.state != "done" or state.key != task.key:
+            return False
+        return task.run is None or (self.out / task.folder / "runs" / task.run / "run.json").is_file()
+
+
+def write(path: Path, values: Any) -> None:
+    """JSON, whole or not at all."""
+    from analysis.records import atomic_write  # which loads pandas: not for those who only read
+
+    atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+class LockError(InputError):
+    """Locks do not work here, or another command holds one."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True, use: bool = True) -> Iterator[bool]:
+    """Hold the lock `path` of this machine, and of others where the file system passes locks on; yields whether it is held.
+
+    Args:
+        path: a file, made if needed.
+        wait: until it is free; else yield False at once where another holds it.
+        use: False: do without.
+
+    Raises:
+        LockError: the file system has no locks.
+    """
+    if not use:
+        yield True
+        return
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        held = False
+        while not held:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if not wait:
+                    break
+                time.sleep(0.5)
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    raise LockError(_without_locks(path, error.strerror or str(error))) from error
+                raise
+        yield held
+    finally:
+        os.close(descriptor)  # which gives the lock back
+
+
+def check_locks(folder: Path) -> None:
+    """LockError where locks in `folder` do not work: taking one fails, or a second process gets it, too."""
+    path = folder / "try.lock"
+    with locked(path):
+        pid = os.fork()
+        if pid == 0:
+            status = 2
+            with contextlib.suppress(BaseException), locked(path, wait=False) as held:
+                status = int(held)
+            os._exit(status)
+        _, status = os.waitpid(pid, 0)
+    path.unlink(missing_ok=True)
+    if os.waitstatus_to_exitcode(status) == 1:
+        raise LockError(_without_locks(path, "two processes got the same lock"))
+
+
+def _without_locks(path: Path, reason: str) -> str:
+    return (
+        f"locks do not work in {path.parent} ({reason}): put --out on another file system (NFS: version 4; Lustre: mounted with flock), "
+        "or add --no-locks and give this command once at a time"
+    )
+
+
+def alive(state: State) -> bool:
+    """Whether the process of a running task is there, as far as this machine can tell: those of other machines count as alive."""
+    if state.host != socket.gethostname():
+        return True
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(state.pid).create_time() <= state.began)  # else another process got its number
+    return False
