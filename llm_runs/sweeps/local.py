@@ -19,7 +19,7 @@ from llm_runs.errors import InputError
 from llm_runs.sweeps.batches import Batch, batches, runs_per_job
 from llm_runs.sweeps.spec import SweepConfig
 from llm_runs.sweeps.states import Folder, State, Task, check_locks, locked
-from llm_runs.sweeps.work import Job
+from llm_runs.sweeps.work import Job, output_in
 
 _POLL = 0.1  # seconds between looks at the jobs
 _FOREVER = 60 * 24 * 365  # minutes; a local job has no limit
@@ -97,7 +97,10 @@ class _Local:
             executor.update_parameters(
                 timeout_min=_FOREVER, gpus_per_node=len(devices), visible_gpus=devices, stderr_to_stdout=True
             )
-            self.running[slot] = executor.submit(Job(self.folder.out, ready.tasks)), ready
+            with output_in(
+                self.folder.jobs / "controllers.log"
+            ):  # theirs is ours, and full of traces when they are ended
+                self.running[slot] = executor.submit(Job(self.folder.out, ready.tasks)), ready
 
     def _look(self) -> None:
         """See what became of the running jobs."""

@@ -39,6 +39,7 @@ class Task:
     after: str | None = None  # the stage whose results it uses
     stage: str | None = None  # None: a run
     run: str | None = None  # the name of the run's folder
+    parts: tuple[str, ...] = ()  # of a stage: labels, seeds and objectives; done with more, it is done
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class State:
     seconds: float = 0.0  # that it took, of the last attempt
     cpu_seconds: float = 0.0
     attempts: int = 1
+    parts: tuple[str, ...] = ()  # of the task as it was then
 
 
 class Folder:
@@ -115,7 +117,7 @@ class Folder:
     def done(self, task: Task) -> bool:
         """Whether a task is complete as it is now asked for, and its record still there."""
         state = self.state(task.id)
-        if state is None or state.state != "done" or state.key != task.key:
+        if state is None or state.state != "done" or state.key != task.key or not set(task.parts) <= set(state.parts):
             return False
         return task.run is None or (self.out / task.folder / "runs" / task.run / "run.json").is_file()
 

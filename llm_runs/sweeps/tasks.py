@@ -34,10 +34,13 @@ def plan(sweep: SweepConfig, out: Path, *, dry: bool) -> list[Task]:
         runs += [_run(name, config, one, before) for one in _distinct(experiment.trainings())]
     shared = []
     for folder, (stage, configs, before) in stages.items():
-        config = _union(stage.config(configs[0]), configs) if stage is STAGES[-1] else stage.config(configs[0])
+        config, parts = stage.config(configs[0]), tuple[str, ...]()
+        if stage is STAGES[-1]:
+            config = _union(config, configs)
+            parts = (*config.objectives, *(label.name for label in config.labels), *map(str, config.training_seeds))
         Experiment(config, out / SHARED / folder, dry=dry)
-        key = fingerprint(config.to_dict())
-        shared.append(Task(folder, f"{stage.title} ({folder})", f"{SHARED}/{folder}", key, before, stage.name))
+        task = Task(folder, f"{stage.title} ({folder})", f"{SHARED}/{folder}", folder, before, stage.name, parts=parts)
+        shared.append(task)
     return [*shared, *runs]
 
 
@@ -61,7 +64,8 @@ def _distinct(trainings: list[Training]) -> list[Training]:
 def _union(config: RunConfig, runs: Iterable[RunConfig]) -> RunConfig:
     """The last stage's configuration with the objectives, labels and seeds of all its runs."""
     labels: dict[str, LabelConfig] = {}
-    chosen: dict[str, dict[object, None]] = {"objectives": {}, "training_seeds": {}}
+    chosen: dict[str, None] = {}
+    seeds: dict[int, None] = {}
     for run in runs:
         for label in run.labels:
             if labels.setdefault(label.name, label) != label:
@@ -69,6 +73,6 @@ def _union(config: RunConfig, runs: Iterable[RunConfig]) -> RunConfig:
                     f"labels {label.name!r} have temperature {label.temperature:g} in {run.name}, {labels[label.name].temperature:g} "
                     "in another data setting of the same samples: give them different names"
                 )
-        for key, values in chosen.items():
-            values |= dict.fromkeys(getattr(run, key))
-    return replace(config, labels=tuple(labels.values()), **{key: tuple(values) for key, values in chosen.items()})
+        chosen |= dict.fromkeys(run.objectives)
+        seeds |= dict.fromkeys(run.training_seeds)
+    return replace(config, labels=tuple(labels.values()), objectives=tuple(chosen), training_seeds=tuple(seeds))

@@ -55,7 +55,7 @@ class _Worker:
     def run(self, name: str) -> bool:
         """Do a task; whether it is done."""
         task, folder = self.tasks[name], self.folder
-        with locked(folder.lock(name), use=self.locks), _output_in(folder.log(name)):
+        with locked(folder.lock(name), use=self.locks), output_in(folder.log(name)):
             if folder.done(task):
                 return True
             before = folder.state(name)
@@ -64,7 +64,7 @@ class _Worker:
 
             def note(state: str, said: str) -> None:
                 spent = time.time() - began, time.process_time() - cpu
-                about = (socket.gethostname(), os.getpid(), _job_id(), began, *spent, attempts)
+                about = (socket.gethostname(), os.getpid(), _job_id(), began, *spent, attempts, task.parts)
                 folder.set_state(name, State(state, task.key, said, *about))
 
             try:
@@ -134,7 +134,7 @@ def _job_id() -> str:
 
 
 @contextlib.contextmanager
-def _output_in(path: Path) -> Iterator[None]:
+def output_in(path: Path) -> Iterator[None]:
     """Everything that this process writes, whatever writes it, goes to the end of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +16,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -22,8 +26,9 @@ import yaml
 from analysis.records import find_runs
 from llm_runs.__main__ import main
 from llm_runs.config import RunConfig
+from llm_runs.errors import InputError
 from llm_runs.strict import ConfigError
-from llm_runs.sweeps import estimate, stages, status, tasks
+from llm_runs.sweeps import estimate, local, stages, status, tasks
 from llm_runs.sweeps.batches import Batch, batches, runs_per_job
 from llm_runs.sweeps.spec import SweepConfig
 from llm_runs.sweeps.states import Folder, LockError, State, Task, check_locks, locked
@@ -46,14 +51,14 @@ SWEEP: dict[str, Any] = {
     "seeds": [0, 1],
     "data": {"main": {}, "faster": {"training.learning_rate": 2e-3}},
     "jobs": 2,
-    "runs_per_job": 4,
+    "runs_per_job": 8,
 }
 
 
 def write(folder: Path, **changes: Any) -> Path:
     values = {key: value for key, value in {**SWEEP, **changes}.items() if value is not None}
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
 
 
@@ -65,11 +70,10 @@ def files(folder: Path) -> dict[str, int]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A sweep of eight runs, of which the four of one objective fail; what the command printed and its error."""
     folder = tmp_path_factory.mktemp("sweep")
-    out = folder / "out"
-    command = [sys.executable, "-m", "llm_runs", "sweep", str(write(folder)), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 2, done.stderr
-    return out, done.stdout, done.stderr
+    out, told = folder / "out", (io.StringIO(), io.StringIO())
+    with contextlib.redirect_stdout(told[0]), contextlib.redirect_stderr(told[1]):
+        assert main(["sweep", str(write(folder)), "--out", str(out)]) == 2
+    return out, told[0].getvalue(), told[1].getvalue()
 
 
 @pytest.fixture
@@ -136,6 +140,22 @@ def plan(out: Path, folder: Path, **changes: Any) -> list[Task]:
     return planned
 
 
+# Does one task of a sweep, and waits in its second step.
+HELD = """
+import sys, time
+from pathlib import Path
+from llm_runs import pipeline
+from llm_runs.sweeps.work import Job
+measure = pipeline.measure
+def held(evaluator, model, step, *more):
+    if step == 2:
+        time.sleep(600)
+    return measure(evaluator, model, step, *more)
+pipeline.measure = held
+Job(Path(sys.argv[1]), [sys.argv[2]])()
+"""
+
+
 def test_a_killed_run_continues_and_gives_the_same(copy: Path, tmp_path: Path) -> None:
     name = "main/dpo_beta=0.1-noisy-seed0"
     record = copy / "main" / "runs" / "dpo_beta=0.1-noisy-seed0"
@@ -144,24 +164,22 @@ def test_a_killed_run_continues_and_gives_the_same(copy: Path, tmp_path: Path) -
     shutil.rmtree(record)
     plan(copy, tmp_path, objectives=["dpo"])
     assert {line.task.id: line.kind for line in status.lines(copy)}[name] == "waiting"
-    code = f"from pathlib import Path; from llm_runs.sweeps.work import Job; Job(Path({str(copy)!r}), [{name!r}])()"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen([sys.executable, "-c", HELD, str(copy), name])
     try:
-        running = set()
-        while not list((record / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+        while not list((record / "checkpoints").glob("checkpoint-1/trainer_state.json")):
             assert process.poll() is None, "it ended before it could be killed"
-            running |= {line.kind for line in status.lines(copy) if line.task.id == name}
-            time.sleep(0.02)
+            time.sleep(0.1)
+        (line,) = [line for line in status.lines(copy) if line.task.id == name]
+        assert (line.kind, f"process {process.pid} on" in line.said) == ("running", True)
     finally:
         process.kill()
         process.wait()
-    assert running == {"waiting", "running"}
     (line,) = [line for line in status.lines(copy) if line.task.id == name]
     assert (line.kind, "its process ended before it was done" in line.said) == ("stopped", True)
     Job(copy, [name])()
     state = Folder(copy).state(name)
     assert state is not None
-    assert (state.state, state.attempts) == ("done", 2)
+    assert (state.state, state.attempts) == ("done", 3)  # at first, killed, and again
     (again,) = [run for run in find_runs(copy / "main")[0] if run.folder.name == record.name]
     pd.testing.assert_frame_equal(again.table("evaluations"), wanted)
     resumed = again.table("metrics")
@@ -246,7 +264,7 @@ def test_strengths_are_those_of_each_objective(tmp_path: Path) -> None:
     assert config.objectives == (
         *("dpo(beta=0.03)", "dpo(beta=0.3)"),
         *("ipo(tau=0.1)+forward_kl(weight=0.03)", "ipo(tau=0.1)+forward_kl(weight=0.3)"),
-        *("simpo(beta=2.0)", "simpo(beta=5.0)"),
+        *("simpo(beta=2)", "simpo(beta=5)"),
     )
     assert config.training_seeds == (0, 1)
     assert sweep.configs["faster"].training.learning_rate == 2e-3
@@ -327,6 +345,83 @@ def test_small_sweeps_have_a_run_a_job_and_large_ones_many() -> None:
     assert runs_per_job(7, 1000, 2) == 7
 
 
+class Jobs:
+    """Stands for submitit on this machine: a job does one task at each look, and `deadly` ones end their process."""
+
+    def __init__(self, out: Path, planned: dict[str, Task], failing: set[str], deadly: set[str]) -> None:
+        self.folder, self.planned, self.failing, self.deadly = Folder(out), planned, failing, deadly
+        self.at_once: list[int] = []
+        self.order: list[str] = []
+        self.running = 0
+
+    def __call__(self, folder: Path, **_: object) -> Jobs:
+        return self
+
+    def update_parameters(self, **_: object) -> None:
+        pass
+
+    def submit(self, job: Job) -> Any:
+        self.running += 1
+        self.at_once.append(self.running)
+        left = list(job.tasks)
+
+        def done() -> bool:
+            name = left.pop(0)
+            task = self.planned[name]
+            self.order.append(name)
+            if name not in self.deadly:
+                kind = "failed" if name in self.failing else "done"
+                self.folder.set_state(name, State(kind, task.key, kind, began=time.time(), seconds=1))
+            if name in self.deadly or not left or (kind == "failed" and task.stage):
+                left.clear()
+                self.running -= 1
+                return True
+            return False
+
+        return SimpleNamespace(done=done, cancel=lambda check: None, paths=SimpleNamespace(stdout="job.out"))
+
+
+@pytest.mark.parametrize(
+    ("failing", "deadly", "words"),
+    [
+        (set(), set(), None),
+        ({"run 2"}, set(), "1 of 9 tasks failed; the first: run 2: failed"),
+        (set(), {"run 2"}, "1 of 9 tasks failed; the first: run 2: its process ended without a word"),
+        ({"samples 2"}, set(), "1 of 9 tasks failed, 1 more wait for them; the first: samples 2: failed"),
+        ({"reference"}, set(), "1 of 9 tasks failed, 8 more wait for them; the first: reference"),
+        (set(), {"reference"}, "1 of 9 tasks failed, 8 more wait for them; the first: reference: its process ended"),
+    ],
+)
+def test_jobs_are_bounded_and_outlive_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: set[str], deadly: set[str], words: str | None
+) -> None:
+    planned = [
+        task("reference", None, "reference"),
+        task("samples 1", "reference", "samples"),
+        task("samples 2", "reference", "samples"),
+        *(task(f"run {n}", "samples 1") for n in range(5)),
+        task("run 5", "samples 2"),
+    ]
+    jobs = Jobs(tmp_path, {each.id: each for each in planned}, failing, deadly)
+    monkeypatch.setattr(local.submitit, "LocalExecutor", jobs)
+    monkeypatch.setattr(local, "_POLL", 0)
+    sweep = SweepConfig(config="tiny", jobs=2, runs_per_job=2)
+    said: list[str] = []
+    if words is None:
+        local.carry_out(sweep, tmp_path, planned, said.append, locks=True)
+        assert sorted(jobs.order) == sorted(each.id for each in planned)
+    else:
+        with pytest.raises(InputError, match=re.escape(words)):
+            local.carry_out(sweep, tmp_path, planned, said.append, locks=True)
+    assert max(jobs.at_once) == (1 if "reference" in failing | deadly else 2)
+    assert len(jobs.order) == len(set(jobs.order))  # nothing twice
+    done = {line.task.id for line in status.lines(tmp_path) if line.kind == "done"}
+    assert done == set(jobs.order) - failing - deadly
+    jobs.failing, jobs.deadly, first = set(), set(), len(jobs.order)
+    local.carry_out(sweep, tmp_path, planned, said.append, locks=True)
+    assert sorted(jobs.order[first:]) == sorted(each.id for each in planned if each.id not in done)
+
+
 def test_a_dry_run_writes_nothing_and_names_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["sweep", str(write(tmp_path)), "--out", str(out), "--dry-run"]) == 0
@@ -334,7 +429,7 @@ def test_a_dry_run_writes_nothing_and_names_every_run(tmp_path: Path, capsys: py
     assert not out.exists()
     assert "sweep: 8 runs and 3 stages that they share" in printed
     assert "main/dpo_beta=0.1-noisy-seed1" in printed
-    assert "3 jobs on this machine, at most 2 at a time, 4 runs in each" in printed
+    assert "2 jobs on this machine, at most 2 at a time, 8 runs in each" in printed
     assert "by floating-point operations" in printed
     shipped = estimate.report(SweepConfig.load("strength"), out, slurm=True)
     assert "strength: 108 runs and 6 stages" in shipped
@@ -405,24 +500,22 @@ def test_another_command_on_the_same_folder_is_refused(tmp_path: Path, capsys: p
     assert "another command is doing this sweep" in capsys.readouterr().err
 
 
-def test_ctrl_c_stops_the_jobs(tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command is told to end while it fine-tunes; its job ends with it, and the status says so."""
-    out = tmp_path / "out"
-    long = {**SMALL, "sft.steps": 100000}
-    command = [sys.executable, "-m", "llm_runs", "sweep", str(write(tmp_path, set=long)), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        while not any(
-            line.kind == "running" for line in (status.lines(out) if (out / "sweep/plan.json").is_file() else [])
-        ):
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "interrupted; give the same command again to continue" in error
+    out, wait = tmp_path / "out", time.sleep
+
+    def until_running(seconds: float) -> None:
+        wait(seconds)
+        if any(line.kind == "running" for line in status.lines(out)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(local.time, "sleep", until_running)
+    endless = {**SMALL, "sft.steps": 1_000_000}
+    assert main(["sweep", str(write(tmp_path, set=endless)), "--out", str(out)]) == 130
+    monkeypatch.undo()
+    assert "interrupted; give the same command again to continue" in capsys.readouterr().err
     until = time.monotonic() + 30
     while (kinds := {line.kind for line in status.lines(out)}) != {"stopped", "waiting"} and time.monotonic() < until:
         time.sleep(0.1)
