@@ -85,7 +85,7 @@ def test_a_preempted_run_continues_from_its_checkpoint(tmp_path: Path) -> None:
     assert state is not None
     assert state.attempts == 2
     log = Folder(out).log(RUN).read_text()
-    assert log.count(f"-- main: dpo(beta=0.1) on noisy labels, seed 0") == 2
+    assert log.count("-- main: dpo(beta=0.1) on noisy labels, seed 0") == 2
     (run,) = find_runs(out)[0]
     metrics = run.table("metrics")
     loss = metrics[metrics["name"] == "loss"]
