@@ -60,6 +60,7 @@ FLOOR_TARGET, MFU_TARGET = 0.9, 0.45
 # Of losses of about 0.7. In bfloat16 the log-probs of a thousand tokens are rounded by half a nat, differently in each kernel.
 AGREEMENT = {"cpu": 1e-4, "cuda": 0.1}
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, from the vendor's data sheets
+LINES = (("#000000", "s"), ("#0072B2", "o"), ("#D55E00", "^"))  # Okabe and Ito's colours, and markers
 
 # -- the parts ---------------------------------------------------------------------------------------------------
 
@@ -257,6 +258,7 @@ def _weights(device: str) -> int:
 def plot_cost(cost: pd.DataFrame, path: Path, unit: str) -> None:
     """Seconds and memory of a step against length, pairs and hidden units."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     names = {
         "length": "tokens of a sequence (1 pair)",
@@ -269,11 +271,14 @@ def plot_cost(cost: pd.DataFrame, path: Path, unit: str) -> None:
             (("seconds", unit, 1), ("added_bytes", "memory of a step [GB]", 1e9))
         ):
             axis = axes[row, column]
-            for variant, group in cost[cost["against"] == against].groupby("variant", sort=False):
-                axis.plot(group["at"], group[field] / scale, marker="o", label=variant)
+            groups = cost[cost["against"] == against].groupby("variant", sort=False)
+            for (variant, group), (colour, marker) in zip(groups, LINES, strict=False):
+                axis.plot(group["at"], group[field] / scale, color=colour, marker=marker, label=variant)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=title if column == 0 else "")
             ticks = sorted(cost.loc[cost["against"] == against, "at"].unique())
             axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
             axis.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
