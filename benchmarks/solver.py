@@ -4,8 +4,9 @@
     python -m benchmarks solver --out results/ --parts peers          only the ratios
     python -m benchmarks solver --out results/ --parts growth --largest 100000
 
-Time is CPU time of the process (shared cores make wall times useless), on one thread; on a GPU time between synchronisations. The
-peers minimise the same objectives, written down a second time here; what they and `toy_bandits.solve` find must agree, or the run stops.
+Time is CPU time of the process (shared cores make wall times useless), on one thread; on a GPU time between synchronisations. L-BFGS
+has two forms: with the objective and its gradient worked out by hand in numpy, the fastest there is for one objective, and with the
+registry's own loss by autograd, which there is for any. What the peers and `toy_bandits.solve` find must agree, or the run stops.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tqdm.auto import tqdm
 
 import objectives
 from analysis.records import write_run
+from toy_bandits.expectations import batches
 from toy_bandits.problem import Bandit
 from toy_bandits.solution import Solution
 from toy_bandits.solver import solve
@@ -125,13 +127,15 @@ def peer(problem: Bandit, case: Case) -> Callable[[Tensor], tuple[Tensor, Tensor
     return function
 
 
-def by_lbfgs(problem: Bandit, case: Case, starts: int) -> tuple[float, float]:
-    """Best value and gradient norm there, of one problem (batch of one), from the reference and ``starts`` random starts."""
+Loss = Callable[[np.ndarray], tuple[float, np.ndarray]]
+"""Of logits (X A,): value and gradient."""
+
+
+def by_hand(problem: Bandit, case: Case) -> Loss:
+    """The objective of one problem (batch of one) in numpy, with its gradient worked out: the fastest that a peer can have."""
     reference, labels = problem.reference[0].numpy(), problem.label_weights[0].numpy()
     shape = reference.shape
-    generator = np.random.default_rng(0)
-    begin = np.log(reference)
-    shift = begin if case.adjusted else np.zeros_like(begin)
+    shift = np.log(reference) if case.adjusted else np.zeros(shape)
     masses = case.kl * problem.contexts[0].numpy()[:, None] * reference
     loss, slope = NUMPY[case.loss], NUMPY[case.slope]
 
@@ -148,9 +152,31 @@ def by_lbfgs(problem: Bandit, case: Case, starts: int) -> tuple[float, float]:
             gradient = gradient + masses.sum(-1, keepdims=True) * np.exp(log_policy) - masses
         return value, gradient.ravel()
 
+    return function
+
+
+def by_autograd(problem: Bandit, case: Case) -> Loss:
+    """The objective of one problem (batch of one) by the registry's own loss: what a peer can have of any objective."""
+    objective = objectives.parse(case.objective)
+    if objective.needs_temperature:
+        objective = objective.with_temperature(1.0)
+
+    def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = torch.tensor(flat, requires_grad=True)
+        log_policy = logits.reshape(problem.reference.shape).log_softmax(-1)
+        value = objective.value(batches(problem, objective, log_policy)).sum()
+        (gradient,) = torch.autograd.grad(value, logits)
+        return value.item(), gradient.numpy()
+
+    return function
+
+
+def by_lbfgs(function: Loss, begin: np.ndarray, starts: int) -> tuple[float, float]:
+    """Best value and gradient norm there, from ``begin`` (X, A) and ``starts`` random starts."""
+    generator = np.random.default_rng(0)
     found = []
     for number in range(starts + 1):
-        first = begin if number == 0 else begin + 2.0 * math.sqrt(number) * generator.standard_normal(shape)
+        first = begin if number == 0 else begin + 2.0 * math.sqrt(number) * generator.standard_normal(begin.shape)
         end = minimize(
             function,
             first.ravel(),
@@ -160,6 +186,14 @@ def by_lbfgs(problem: Bandit, case: Case, starts: int) -> tuple[float, float]:
         )
         found.append((float(end.fun), float(np.linalg.norm(end.jac))))
     return min(found)
+
+
+def by_lbfgs_each(
+    problem: Bandit, case: Case, loss: Callable[[Bandit, Case], Loss], starts: int, count: int
+) -> list[tuple[float, float]]:
+    """`by_lbfgs` of the first ``count`` problems of a batch."""
+    single = [problem.take(torch.tensor([index])) for index in range(count)]
+    return [by_lbfgs(loss(one, case), one.log_reference[0].numpy(), starts) for one in single]
 
 
 def _numpy_sigmoid(z: np.ndarray) -> np.ndarray:
@@ -214,26 +248,26 @@ def peers_table(count: int, actions: int = 10) -> tuple[pd.DataFrame, pd.DataFra
     for name, case in tqdm(CASES.items(), desc="peers", unit="objective", disable=None):
         objective, options = objectives.parse(case.objective), dict(case.options)
         starts = options.get("starts", 16) if case.loss is SIGMOID[0] else 0
-        samples = SAMPLES if starts == 0 else SAMPLES // 4
-        single = [problem.take(torch.tensor([index])) for index in range(samples)]
         solve(few, objective, **options)  # warm
-        seconds, peers, solution, found = [], [], None, []
-        for _ in range(ROUNDS):  # in turn, so that a slow moment of the machine meets both
+        peers = {"L-BFGS, gradient by hand": (by_hand, SAMPLES), "L-BFGS, autograd": (by_autograd, SAMPLES // 4)}
+        if starts:
+            peers = {"L-BFGS, gradient by hand": (by_hand, SAMPLES // 4)}
+        times: dict[str, list[float]] = {method: [] for method in ("solve", *peers)}
+        norms: dict[str, np.ndarray] = {}
+        for _ in range(ROUNDS):  # in turn, so that a slow moment of the machine meets all
             spent, solution = cost(lambda: solve(problem, objective, **options))  # noqa: B023
-            seconds.append(spent)
-            spent, found = cost(lambda: [by_lbfgs(one, case, starts) for one in single])  # noqa: B023
-            peers.append(spent)
-        assert solution is not None
-        norms = solution.gradient_norm
-        share = float((norms <= GRADIENT_NORM).double().mean())
-        rows.append(
-            (name, "solve", count, 1e6 * statistics.median(seconds) / count, float(norms.max()), share, math.nan)
-        )
-        for index, (value, _) in enumerate(found):
-            agree(solution, problem, case, index, value)
-        reached = np.array([norm for _, norm in found])
-        share = float((reached <= GRADIENT_NORM).mean())
-        rows.append((name, "L-BFGS", samples, 1e6 * statistics.median(peers) / samples, reached.max(), share, math.nan))
+            times["solve"].append(spent / count)
+            norms["solve"] = solution.gradient_norm.numpy()
+            for method, (loss, samples) in peers.items():
+                spent, found = cost(lambda: by_lbfgs_each(problem, case, loss, starts, samples))  # noqa: B023
+                times[method].append(spent / samples)
+                norms[method] = np.array([norm for _, norm in found])
+                for index, (value, _) in enumerate(found):
+                    agree(solution, problem, case, index, value)
+        for method, spread in times.items():
+            share = float((norms[method] <= GRADIENT_NORM).mean())
+            size = count if method == "solve" else peers[method][1]
+            rows.append((name, method, size, 1e6 * statistics.median(spread), norms[method].max(), share, math.nan))
         if starts:
             continue
         for rate in ADAM_RATES:
@@ -252,7 +286,7 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
         own = group.loc[group["method"] == "solve", "microseconds"].item()
         target = MICROSECONDS_TARGET if name != "maxpo" else math.nan
         rows.append((name, "microseconds a problem", own, target, False))
-        for kind in ("L-BFGS", "Adam"):
+        for kind in ("L-BFGS, gradient by hand", "L-BFGS, autograd", "Adam"):
             others = group[group["method"].str.startswith(kind)]
             if len(others):
                 best = others.sort_values(["share", "microseconds"], ascending=[False, True]).iloc[0]
@@ -336,8 +370,7 @@ def sizes_table() -> pd.DataFrame:
         spent, solution = cost(lambda: [solve(problem, objective) for _ in range(repeats)][-1])  # noqa: B023
         peer_time = math.nan
         if actions != 1024:
-            one = problem.take(torch.zeros(1, dtype=torch.long))
-            peer_time, (value, _) = cost(lambda: by_lbfgs(one, case, 0))  # noqa: B023
+            peer_time, ((value, _),) = cost(lambda: by_lbfgs_each(problem, case, by_hand, 0, 1))  # noqa: B023
             agree(solution, problem, case, 0, value)
         norm = float(solution.gradient_norm.max())
         rows.append((name, actions, contexts, count, 1e3 * spent / repeats / count, 1e3 * peer_time, norm))
