@@ -309,7 +309,12 @@ def growth(count: int, actions: int) -> dict[str, float]:
     outputs = [getattr(solution, name) for name in ("policy", "log_policy", "logits", "gradient_norm", "value")]
     names = ("proved", "direction", "dimension", "minima", "newton_step", "iterations", "stability")
     outputs += [getattr(certificate, name) for name in names]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in outputs)
+    outputs += [
+        certificate.details.groups,
+        certificate.details.tie,
+        problem.log_reference,
+    ]  # what further questions are answered from
+    size = sum(tensor.numel() * tensor.element_size() for tensor in outputs) + solution.status.nbytes
     inputs = sum(tensor.untyped_storage().nbytes() for tensor in (problem.reference, problem.preferences))
     return {
         "problems": count,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -160,6 +159,15 @@ class Answer:
         """The same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def room(self, count: int) -> Self:
+        """An answer of ``count`` problems of the same kind, to be filled in."""
+        return replace(self, **{name: of.new_empty(count, *of.shape[1:]) for name, of in vars(self).items()})
+
+    def put(self, begin: int, part: Self) -> None:
+        """Write the problems from ``begin`` on, given as a batch of their own."""
+        for name, of in vars(part).items():
+            vars(self)[name][begin : begin + len(of)] = of
+
 
 def in_words(reason: Tensor) -> Any:
     """`REASONS` by index: a str for a single problem, else an array."""
@@ -176,10 +184,9 @@ class TabularAnswer(Answer):
     )
 
 
-def assemble(problem: Bandit, objective: Objective, answers: Sequence[TabularAnswer], shape: torch.Size) -> Solution:
-    """Pieces joined and given the leading dimensions ``shape``; the objective is the flattened batch's."""
-    # Field by field out of the answers, so that no more than one of them is held twice.
-    whole = {name: torch.cat([vars(answer).pop(name) for answer in answers]) for name in list(vars(answers[0]))}
+def assemble(problem: Bandit, objective: Objective, answer: TabularAnswer, shape: torch.Size) -> Solution:
+    """The answer given the leading dimensions ``shape``; the objective is the flattened batch's."""
+    whole = vars(answer)
 
     def joined(name: str) -> Tensor:
         flat = whole[name]

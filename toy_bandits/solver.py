@@ -95,12 +95,15 @@ def _checked(
     begin = logits.expand(*shape, *problem.reference.shape[-2:]).reshape(flat.reference.shape)
     count, contexts, actions = begin.shape
     chunk = max(1, CELLS // (contexts * actions * actions))
-    answers = []
+    whole: TabularAnswer | None = None
     with tqdm(total=count, desc="solving", unit="problem", disable=not progress, leave=False) as bar:
-        for index in torch.split(torch.arange(count, device=begin.device), chunk):
-            answers.append(_solve(flat.take(index), batching.take(spread, index), begin[index], starts, seed))
+        for number, index in enumerate(torch.split(torch.arange(count, device=begin.device), chunk)):
+            part = _solve(flat.take(index), batching.take(spread, index), begin[index], starts, seed)
+            whole = part.room(count) if whole is None else whole  # pieces would take as much memory again
+            whole.put(number * chunk, part)
             bar.update(len(index))
-    return assemble(problem, spread, answers, shape)
+    assert whole is not None
+    return assemble(problem, spread, whole, shape)
 
 
 def start_logits(problem: Bandit, start: Array | None) -> Tensor:
