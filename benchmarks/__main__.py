@@ -1,8 +1,10 @@
-"""Speed and memory, each against a peer in the same run.
+"""Speed and memory, against a peer in the same run, or against a bound.
 
     python -m benchmarks training --out results/    a training step against trl's DPOTrainer
     python -m benchmarks solver --out results/      exact optima in bandits against L-BFGS and Adam
     python -m benchmarks objectives                 a loss call as a share of a training step
+    python -m benchmarks data --out results/        memory and speed of preference files of any size
+    python -m benchmarks sweep --out results/       what a sweep costs beside its runs' own time
 
 Each has a --help of its own.
 """
@@ -12,7 +14,13 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = {"objectives": "objectives_cost", "solver": "solver", "training": "training"}
+COMMANDS = {
+    "data": "data",
+    "objectives": "objectives_cost",
+    "solver": "solver",
+    "sweep": "sweep",
+    "training": "training",
+}
 
 
 def main(arguments: list[str]) -> int:

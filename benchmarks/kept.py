@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,25 @@ class Kept:
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of that name (JSON), made if it is missing. What was made, and when, is said on standard error."""
-        path = self.folder / (re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-") + ".json")
+        path = self._path(name)
         if path.is_file():
             return json.loads(path.read_text())
         result = make()
         atomic_write(path, json.dumps(result).encode())
         print(f"{time.monotonic() - self._began:7.1f} s  {name}", file=sys.stderr, flush=True)
         return result
+
+    def has(self, name: str) -> bool:
+        """Whether the result of that name is there."""
+        return self._path(name).is_file()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Delete these results."""
+        for name in names:
+            self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / (re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-") + ".json")
 
     def clear(self) -> None:
         """Delete all; the benchmark is complete."""

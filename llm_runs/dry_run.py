@@ -20,6 +20,7 @@ from llm_runs import account, assets, benchmarks, memory, models, pipeline, text
 from llm_runs.config import ModelConfig, RunConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
+from llm_runs.microbatches import compares_pairs
 
 # Sustained TFLOP/s that the time estimate takes unless it is told others: two CPU cores; an H100-class GPU in bf16 at 40 % of its peak.
 THROUGHPUT = {"cpu": 0.05, "cuda": 400.0, "mps": 4.0}
@@ -244,6 +245,9 @@ def files(experiment: Experiment, goal: str = "run", only: str = "") -> Iterator
         yield File(out / "data" / "report.md", "data report")
         yield File(out / "data" / "report.json", "the same as values")
         yield File(out / "data" / "pairs.parquet", "a row a pair: lengths, overlap, scores")
+        yield File(out / "data" / "given", "all pairs: token ids, texts, scores (Arrow)")
+        if config.data.reading.held_out or config.data.reading.held_out_split:
+            yield File(out / "data" / "held_out", "the same of the held-out source")
         yield File(out / "data" / "candidates.jsonl", "all scored completions", certain=False)
         yield File(out / "data" / "unpaired.jsonl", "all completions labelled good or bad", certain=False)
     if "reward" in kinds:
@@ -259,10 +263,14 @@ def files(experiment: Experiment, goal: str = "run", only: str = "") -> Iterator
     if own or "label" in kinds:
         sides = [(labels, side) for labels in experiment.label_sets for side in ("training", "held_out")]
         for path in dict.fromkeys(experiment.pairs_path(*side) for side in sides):
-            yield File(path, "pairs in token ids")
+            yield File(path, "which pairs" if own else "pairs in token ids")
+            if own:
+                yield File(path.with_suffix(".npy"), "the same as numbers of rows")
     if "reference" in kinds:
         yield File(out / "reference_logps" / "reference.json", "manifest of the reference's numbers")
         yield File(out / "reference_logps" / "reference.safetensors", "the reference's log-probs and top tokens")
+        if own and any(compares_pairs(objectives.parse(text).needs_on_pairs) for text in config.objectives):
+            yield File(out / "reference_logps" / "pairs", "the reference's log-probs of all training pairs")
     if "before" in kinds:
         for name in ("reference", "samples", *dict.fromkeys(labels.slug for labels in experiment.label_sets)):
             yield File(out / "before" / f"{name}.parquet", "evaluation before training")

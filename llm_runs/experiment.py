@@ -4,8 +4,8 @@ DIR/config.json            the configuration, and checksums of the files it name
 DIR/reward.npz             the ground-truth reward
 DIR/reference/             the fine-tuned model: the reference policy
 DIR/samples/*.jsonl        completions of the reference: for pairs and for the KL term, held-out ones of both; .json: engine and seed
-DIR/data/                  your own preferences: the data report, and what it is made of
-DIR/pairs/*.jsonl          labelled pairs, a file for each kind of labels and seed
+DIR/data/                  your own preferences: their pairs in tokens, the data report, and what it is made of
+DIR/pairs/*.jsonl          labelled pairs, a file for each kind of labels and seed; of your own, which pairs are on which side
 DIR/reference_logps/       log-probabilities and token distributions of the reference; folders in it for what only some objectives need
 DIR/before/*.parquet       evaluations of the reference itself
 DIR/runs/<name>/           a record of each training
@@ -16,12 +16,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,9 +32,10 @@ from llm_runs import data, guards, labelling, models, reference, rewards, sampli
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
+from llm_runs.data.store import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.examples import Prompt, TokenPair, TokenSample
-from llm_runs.microbatches import mismatched, needs_in_training
+from llm_runs.microbatches import compares_pairs, mismatched, needs_in_training
 from llm_runs.sampling import derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
@@ -136,20 +138,21 @@ class Experiment:
         guards.check_contexts(self.config, self.context)
 
     @cached_property
-    def own_pairs(self) -> tuple[list[TokenPair], list[TokenPair]] | None:
+    def own_pairs(self) -> tuple[StoredPairs, StoredPairs] | None:
         """Training and held-out pairs of the user's own data, where the configuration names some.
 
-        Read and rendered once; the data report is printed then, and kept in DIR/data.
+        Read and rendered once; the data report is printed then, and kept in DIR/data. The pairs stay on disk until they are asked for.
         """
         if self.config.data.preferences is None:
             return None
         training, held_out = (self.pairs_path(self.label_sets[0], side) for side in ("training", "held_out"))
         if (self.out / "data" / REPORT).is_file():
-            return labelling.read_pairs(training), labelling.read_pairs(held_out)
+            return StoredPairs.open(training), StoredPairs.open(held_out)
         loaded = data.load(
             self.config.data,
             self.tokenizer,
             self.context,
+            folder=self.out / "data",
             seed=derived_seed(self.config.seed, "held out"),
             chat_template=self.config.model.chat_template,
         )
@@ -180,11 +183,12 @@ class Experiment:
         """Disjoint prompts: "pairs", "reference" (for the KL term) and "evaluation"."""
         config = self.config
         if self.own_pairs:
-            training, held_out = (list(dict.fromkeys(pair.prompt_ids for pair in side)) for side in self.own_pairs)
+            of_reference = config.reference.samples
+            training = _distinct_prompts(self.own_pairs[0], max(_AUTO_PROMPTS, of_reference))
             return {
                 "pairs": training[:_AUTO_PROMPTS],
-                "reference": _cycle(training, config.reference.samples),
-                "evaluation": held_out[: config.evaluation.prompts],
+                "reference": _cycle(training, of_reference),
+                "evaluation": _distinct_prompts(self.own_pairs[1], config.evaluation.prompts),
             }
         data = config.data
         if data.prompt_tokens + data.completion_tokens > self.context:
@@ -247,7 +251,7 @@ class Experiment:
         model = self.load(self.base)
         samples: Sequence[TokenSample]
         if self.own_pairs:
-            samples = [pair.samples[0] for pair in self.own_pairs[0]]
+            samples = [pair.samples[0] for pair in self._fine_tuned_on(self.own_pairs[0])]
         else:
             samples = sft.windows(self.split_texts["sft"], self.tokenizer, config.sequence_tokens)
         checkpoints = self.out / "sft"
@@ -257,6 +261,14 @@ class Experiment:
         models.save(model, self.tokenizer, self.out / "reference")
         sft.clear_checkpoints(checkpoints)
         return losses
+
+    def _fine_tuned_on(self, pairs: StoredPairs) -> StoredPairs:
+        """As many pairs, drawn at random, as fine-tuning sees; all where there are no more."""
+        count = self.config.sft.steps * self.config.sft.batch_size
+        if len(pairs) <= count:
+            return pairs
+        draw = np.random.default_rng(derived_seed(self.config.seed, "sft", "pairs"))
+        return pairs.take(draw.choice(len(pairs), count, replace=False))
 
     def load(self, source: str | Path) -> PreTrainedModel:
         """A model on this run's device, in its dtype."""
@@ -339,12 +351,12 @@ class Experiment:
         return [LabelSet(label.name, seed, label.temperature) for label in self.config.labels for seed in seeds]
 
     @cached_property
-    def unlabelled(self) -> dict[str, list[TokenPair]]:
+    def unlabelled(self) -> dict[str, Sequence[TokenPair]]:
         """Pairs of completions with their rewards: "training" and "held_out"."""
         if self.own_pairs:
             return {"training": self.own_pairs[0], "held_out": self.own_pairs[1]}
         assert self.reward is not None
-        found = {}
+        found: dict[str, Sequence[TokenPair]] = {}
         for side, name in (("training", "pairs"), ("held_out", "held_out_pairs")):
             found[side] = labelling.pair_up(rewards.score_samples(self.reward, self.samples(name)))
             if not found[side]:
@@ -354,11 +366,13 @@ class Experiment:
         return found
 
     def pairs_path(self, labels: LabelSet, side: str) -> Path:
-        """The file of labelled pairs of one side ("training" or "held_out")."""
-        name = labels.name if labels.temperature is None else labels.slug  # given labels are the same for every seed
-        return self.out / "pairs" / f"{name}{'' if side == 'training' else '-held_out'}.jsonl"
+        """The file of labelled pairs of one side ("training" or "held_out"); of given ones, what says which they are (`StoredPairs`)."""
+        end = "" if side == "training" else "-held_out"
+        if labels.temperature is None:  # the same for every seed
+            return self.out / "pairs" / f"{labels.name}{end}.json"
+        return self.out / "pairs" / f"{labels.slug}{end}.jsonl"
 
-    def pairs(self, labels: LabelSet, side: str) -> list[TokenPair]:
+    def pairs(self, labels: LabelSet, side: str) -> Sequence[TokenPair]:
         """Labelled pairs of one side ("training" or "held_out"), drawn at the first call."""
         if labels.temperature is None:
             return self.unlabelled[side]
@@ -400,49 +414,60 @@ class Experiment:
     def _own_samples(self, kind: str) -> list[TokenSample]:
         """Of the user's own data, in the order of the records; nothing of held-out prompts."""
         path = self.out / "data" / f"{kind}.jsonl"
+        if not path.is_file():
+            return []
         held_out = {pair.prompt_ids for pair in self.unlabelled["held_out"]}
-        found = sampling.read_samples(path) if path.is_file() else []
-        return [sample for sample in found if sample.prompt_ids not in held_out]
+        return [sample for sample in sampling.read_samples(path) if sample.prompt_ids not in held_out]
 
     # -- what is kept of the reference ---------------------------------------------------------------------------
 
     @cached_property
     def reference_logps(self) -> reference.ReferenceLogps:
-        """Log-probabilities of all pairs and token distributions along the samples of the KL term; model then freed.
+        """Log-probabilities of the pairs and token distributions along the samples of the KL term; model then freed.
 
+        Of your own pairs, which may be many, only of those that are evaluated: `reference_logps_for` has those that are trained on.
         Raises ReferenceCacheError where the folder holds those of another model, other data or other settings.
         """
         samples = self.samples("reference")
         if self.config.training.reference_samples == "pairs":
             samples = [*samples, *(sample for pair in self.unlabelled["training"] for sample in pair.samples)]
-        pairs = [pair for side in self.unlabelled.values() for pair in side]
-        return self._scored("", samples=samples, pairs=pairs)
+        sides = self.unlabelled
+        if self.own_pairs:
+            evaluation = self.config.evaluation
+            shown = {"training": evaluation.training_pairs, "held_out": evaluation.held_out_pairs}
+            sides = {side: pairs[: shown[side]] for side, pairs in sides.items()}
+        return self._scored("", samples=samples, pairs=[pair for side in sides.values() for pair in side])
 
     def reference_logps_for(self, objective: objectives.Objective) -> reference.ReferenceLogps:
         """`reference_logps`, and what only some objectives need besides: each kind is computed once, in a folder of its own.
 
+        "pairs": your own training pairs.
         "candidates" and "unpaired": of such data. "mismatched": completions under other prompts. "distributions": along the pairs.
         """
         needs = self.needs(objective)
-        sides = [sample for pair in self.unlabelled["training"] for sample in pair.samples]
         found = self.reference_logps
+        if self.own_pairs and compares_pairs(needs):
+            found = found.joined(self._scored("pairs", pairs=self.unlabelled["training"]))
         if "candidates" in needs:
             found = found.joined(self._scored("candidates", [s for group in self.candidates for s in group]))
         if "unpaired" in needs:
             found = found.joined(self._scored("unpaired", self.unpaired))
         if "mismatched_logps" in needs:
-            labelled = self.unpaired if "unpaired" in needs else sides
+            labelled = self.unpaired if "unpaired" in needs else self._sides()
             crossed = mismatched([(s.prompt_ids, s.completion_ids) for s in labelled], self.context).values()
             found = found.joined(self._scored("mismatched", [TokenSample(*sequence) for sequence in crossed]))
         if "token_kl" in needs:
-            found = found.joined(self._scored("distributions", samples=sides))
+            found = found.joined(self._scored("distributions", samples=self._sides()))
         return found
+
+    def _sides(self) -> list[TokenSample]:
+        return [sample for pair in self.unlabelled["training"] for sample in pair.samples]
 
     def other_references(self, objective: objectives.Objective) -> list[reference.ReferenceLogps]:
         """Log-probabilities of the training pairs under each of `reference.models`, where the objective needs them."""
         if "references" not in objective.needs:
             return []
-        sides = [sample for pair in self.unlabelled["training"] for sample in pair.samples]
+        sides = self._sides()
         return [self._scored("other references", sides, model=name) for name in self.config.reference.models]
 
     def needs(self, objective: objectives.Objective) -> frozenset[str]:
@@ -529,6 +554,16 @@ def config_texts(config: RunConfig) -> int:
     return config.evaluation.other_texts + config.training.steps * config.training.pretraining_batch_size
 
 
+def _distinct_prompts(pairs: Iterable[TokenPair], count: int) -> list[Prompt]:
+    """The first `count` different prompts."""
+    found: dict[Prompt, None] = {}
+    for pair in pairs:
+        if len(found) == count:
+            break
+        found[pair.prompt_ids] = None
+    return list(found)
+
+
 def _cycle(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompts[index % len(prompts)] for index in range(count)]
 
@@ -539,8 +574,9 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
     data = config.data
     of_reading = (data.preferences, data.reading.held_out, config.model.template)
     named = (data.text, data.other_text, *of_reading)
-    files = {str(file): fingerprint(file) for name in named for file in local_files(name)}
-    current = {"config": config.to_dict(), "files": files}
+    stats = {str(file): _stat(file) for name in named for file in local_files(name)}
+    files = _checksums(path, stats)
+    current = {"config": config.to_dict(), "files": files, "stats": stats}
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -576,9 +612,25 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
         atomic_write(path, (json.dumps(current, indent=1) + "\n").encode())
 
 
+def _stat(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _checksums(kept: Path, stats: Mapping[str, list[int]]) -> dict[str, str]:
+    """Of each file; what was computed before is taken where size and time are the same, because large files take long."""
+    try:
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        known = {name: before["files"][name] for name, stat in before["stats"].items() if stats.get(name) == stat}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = {}
+    return {name: known.get(name) or fingerprint(Path(name)) for name in stats}
+
+
 def _nothing_made(out: Path) -> bool:
     """Whether the folder holds nothing that depends on data: the configuration alone, and maybe the random model."""
-    return all(entry.name in ("config.json", "model") for entry in out.iterdir())
+    read = (out / "data" / REPORT).is_file()
+    return all(entry.name in ("config.json", "model") or (entry.name == "data" and not read) for entry in out.iterdir())
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from analysis.records import atomic_write
+from llm_runs.data.store import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 
@@ -61,8 +62,12 @@ def label(pairs: Sequence[TokenPair], temperature: float, seed: int) -> list[Tok
 
 def mean_max_probability(pairs: Sequence[TokenPair]) -> float | None:
     """Mean of max(p, 1 - p) over the pairs: 1 where labels are deterministic, 1/2 where they are coin flips."""
-    known = [pair.probability for pair in pairs if pair.probability is not None]
-    return float(np.mean([max(p, 1 - p) for p in known])) if known else None
+    if isinstance(pairs, StoredPairs):
+        known = pairs.column("probability")
+        known = known[~np.isnan(known)]
+    else:
+        known = np.array([pair.probability for pair in pairs if pair.probability is not None])
+    return float(np.maximum(known, 1 - known).mean()) if len(known) else None
 
 
 def write_pairs(path: Path, pairs: Sequence[TokenPair]) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llm_runs.config import TrainingConfig
+from llm_runs.data.store import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import TopTokens
@@ -95,6 +96,8 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             raise TrainingError(f"the objective needs {', '.join(sorted(unknown))}, which training does not supply")
         self.needs, self.pairs, self.samples, self.texts, self.reference = needs, pairs, samples, texts, reference
         self.candidates, self.unpaired, self.references = candidates, unpaired, references
+        # For checks of lengths and ids: of pairs that stay on disk the few that bound them all.
+        self.bounding: Sequence[TokenPair] = pairs.extremes if isinstance(pairs, StoredPairs) else pairs
         self.live = config.reference == "live"
         self.share = share
         self.paired_samples = config.reference_samples == "pairs"  # the pairs' completions are the reference samples
@@ -224,7 +227,7 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         return item
 
     def sequences(self) -> list[TokenSequence]:
-        """Every sequence that the objective may see, for checks and for trying the model out."""
+        """Every sequence that the objective may see (see `bounding`), for checks and for trying the model out."""
         found = [*self._scored(), *self.mismatched.values()]
         if "reference_samples" in self.order:
             found += [(s.prompt_ids, s.completion_ids) for s in self.samples]
@@ -236,7 +239,7 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         """Prompts with completions of the pairs, candidates and unpaired examples that the objective sees."""
         found: list[TokenSequence] = []
         if "pairs" in self.order:
-            found += [(p.prompt_ids, c) for p in self.pairs for c in (p.chosen_ids, p.rejected_ids)]
+            found += [(p.prompt_ids, c) for p in self.bounding for c in (p.chosen_ids, p.rejected_ids)]
         if "candidates" in self.order:
             found += [(s.prompt_ids, s.completion_ids) for group in self.candidates for s in group]
         if "unpaired" in self.order:
@@ -286,6 +289,11 @@ def needs_in_training(objective: Objective, *, candidates: bool, unpaired: bool)
         else:
             found |= term.needs_on_pairs
     return frozenset(found)
+
+
+def compares_pairs(needs: frozenset[str]) -> bool:
+    """Whether a training with these needs takes the reference's log-probabilities of its pairs."""
+    return "pairs" in needs and bool(needs & FROM_LOGPS)
 
 
 def mismatched(sequences: Iterable[TokenSequence], context: int | None = None) -> dict[TokenSequence, TokenSequence]:

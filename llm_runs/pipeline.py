@@ -334,7 +334,10 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
     del settings["objectives"], settings["labels"], settings["training_seeds"], settings["online"]
     if is_complete(folder, settings):
         return None
-    _ = experiment.reference_logps, experiment.pairs(experiment.label_sets[0], "training")
+    _ = (
+        experiment.reference_logps_for(objectives.parse(objective)),
+        experiment.pairs(experiment.label_sets[0], "training"),
+    )
     _free()
     process = multiprocessing.get_context("spawn").Process(
         target=_measure, args=(config, experiment.out, objective, kind, steps, folder, settings)
@@ -373,7 +376,7 @@ def _measure(
         experiment.load_reference(),
         objective,
         experiment.pairs(experiment.label_sets[0], "training"),
-        reference=lambda: experiment.reference_logps,
+        reference=lambda: experiment.reference_logps_for(objective),
         reference_samples=experiment.samples("reference") if "reference_samples" in needs else (),
         config=replace(
             config.training,

@@ -425,7 +425,7 @@ def _check_lengths(model: PreTrainedModel, data: Microbatches) -> None:
     """Every example must fit into the model's context and have tokens to predict."""
     limit, vocabulary = context_length(model), int(model.config.vocab_size)
     examples = [
-        *((f"pair {i}", p.prompt_ids, c) for i, p in enumerate(data.pairs) for c in (p.chosen_ids, p.rejected_ids)),
+        *((f"pair {i}", p.prompt_ids, c) for i, p in enumerate(data.bounding) for c in (p.chosen_ids, p.rejected_ids)),
         *(
             (f"candidates {i}", s.prompt_ids, s.completion_ids)
             for i, group in enumerate(data.candidates)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 from analysis.records import atomic_write
-from llm_runs import labelling, sampling
+from llm_runs import sampling
 from llm_runs.config import DataConfig
 from llm_runs.data import report
 from llm_runs.data.loading import Loaded
@@ -17,22 +16,18 @@ REPORT = "report.json"
 
 
 def save(loaded: Loaded, config: DataConfig, folder: Path, training: Path, held_out: Path) -> str:
-    """Write the pairs to `training` and `held_out` (JSONL) and the rest to `folder`; returns the report as a page.
+    """Keep which pairs are in `training` and `held_out` (see `StoredPairs.save`), and the rest in `folder`; returns the report as a page.
 
     folder/report.md, report.json     the report; the latter comes last, so that it stands for all
     folder/pairs.parquet              a row a pair: lengths, overlap, scores
     folder/candidates.jsonl           all scored completions, where the data have such
     folder/unpaired.jsonl             all completions labelled desirable (reward 1) or undesirable (0), where the data have such
     """
-    labelling.write_pairs(training, loaded.training)
-    labelling.write_pairs(held_out, loaded.held_out)
+    loaded.training.save(training)
+    loaded.held_out.save(held_out)
     for name, samples in loaded.samples.items():
         sampling.write_samples(folder / f"{name}.jsonl", samples)
-    table = report.frame(loaded)
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    atomic_write(folder / "pairs.parquet", buffer.getvalue())
-    values = report.describe(loaded, table, config)
+    values = report.describe(loaded, report.write(loaded, folder / "pairs.parquet"), config)
     page = report.markdown(values)
     atomic_write(folder / "report.md", page.encode())
     atomic_write(folder / REPORT, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,23 +1,32 @@
-"""From a source to training and held-out pairs in token ids, with an account of everything that was left out or changed."""
+"""From a source to training and held-out pairs in token ids, with an account of everything that was left out or changed.
+
+Pairs are stored as they are read (`store.py`), and what looks at all of them reads a few columns: memory does not grow with
+their number but for about 30 bytes a pair. Only scored completions and unpaired labels are kept in memory as well.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from analysis.records import fingerprint
 from llm_runs.config import DataConfig, ReadingConfig
 from llm_runs.data import formats, pairing, splitting
 from llm_runs.data.formats import Comparison, Fields, Format, Scored
 from llm_runs.data.problems import PreferenceFileError, Problem
 from llm_runs.data.rendering import SAME_WHEN_CUT, Renderer
 from llm_runs.data.sources import Source, columns, open_source
+from llm_runs.data.store import Store, StoredPairs, Writer
 from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.models import tokenizer_fingerprint
 
 # Problems whose own words say what to do, or that leaving records out would not solve.
 _ADVICE = {
@@ -26,6 +35,7 @@ _ADVICE = {
     "template": "; model.template takes another template (dialogue, chatml, or a Jinja file)",
 }
 _NAMED = 3  # how many records of each kind of problem the report names
+_TOGETHER = 1 << 20  # pairs that are compared for duplicates in memory at a time
 
 
 @dataclass
@@ -54,8 +64,8 @@ class Account:
 class Loaded:
     """Preference data in token ids. `samples` has all scored ("candidates") or labelled ("unpaired") completions, if any."""
 
-    training: list[TokenPair]
-    held_out: list[TokenPair]
+    training: StoredPairs
+    held_out: StoredPairs
     accounts: list[Account]
     truncated: Mapping[str, int]
     rendered: Mapping[str, int]
@@ -69,16 +79,18 @@ def load(
     tokenizer: PreTrainedTokenizerBase,
     context: int,
     *,
+    folder: Path,
     seed: int,
     chat_template: bool = False,
     say: Callable[[str], None] = print,
 ) -> Loaded:
-    """Read, check, render and split the preference data that `config` names.
+    """Read, check, render and split the preference data that `config` names. Interrupted, it goes on after the last part that it stored.
 
     Args:
         config: `preferences`, `reading` and `held_out_fraction`.
         tokenizer: of the model; its chat template renders messages.
         context: the most tokens of prompt and completion together.
+        folder: where the pairs are stored, in `given` and `held_out`.
         seed: of the split, and of the pairing rule "best_random".
         chat_template: treat plain prompts and HH-RLHF transcripts as conversations.
         say: told what was detected.
@@ -91,63 +103,147 @@ def load(
         raise ValueError("data.preferences names nothing to load")
     reading = config.reading
     renderer = Renderer(tokenizer, context, reading, chat_template=chat_template)
-    readers = [_Reader(config.preferences, reading.split, reading, renderer, seed, say)]
+    readers = [_Reader(config.preferences, reading.split, reading, renderer, seed, say, folder / "given")]
     if reading.held_out or reading.held_out_split:
         name, split = reading.held_out or config.preferences, reading.held_out_split or reading.split
-        readers.append(_Reader(name, split, reading, renderer, seed, say))
+        readers.append(_Reader(name, split, reading, renderer, seed, say, folder / "held_out"))
     for reader in readers:
         reader.read()
+    first = readers[0].pairs
+    hashes = first.column("prompt_hash")
     if len(readers) == 2:
         held_out = readers[1].pairs
-        training = splitting.without_prompts_of(readers[0].pairs, held_out)
-        if not training:
+        shared = _among(hashes, first.column("prompt_ids_hash"), held_out)
+        if shared.all():
             raise PreferenceFileError(f"{readers[0].account.source}: every prompt is among the held-out ones")
+        training = StoredPairs(first.store, first.rows[~shared])
     else:
-        training, held_out = splitting.split(readers[0].pairs, config.held_out_fraction, seed)
+        held = splitting.held_out(hashes, config.held_out_fraction)
+        training, held_out = (StoredPairs(first.store, first.rows[side]) for side in (~held, held))
+    rendered = sum((reader.counts["rendered"] for reader in readers), Counter[str]())
     return Loaded(
         training,
         held_out,
         [reader.account for reader in readers],
-        dict(renderer.truncated),
-        dict(renderer.rendered),
-        renderer.template_hash if renderer.rendered["chat template"] else None,
+        dict(sum((reader.counts["truncated"] for reader in readers), Counter[str]())),
+        dict(rendered),
+        renderer.template_hash if rendered["chat template"] else None,
         sum(len(reader.pairs) for reader in readers) - len(training) - len(held_out),
         readers[0].samples,
     )
 
 
+def _among(hashes: np.ndarray[Any, Any], ids: np.ndarray[Any, Any], others: StoredPairs) -> np.ndarray[Any, Any]:
+    """Which prompts, by the hashes of their texts and token ids (N,) each, are among those of other pairs."""
+    found = np.zeros(len(hashes), dtype=bool)
+    for own, name in ((hashes, "prompt_hash"), (ids, "prompt_ids_hash")):
+        found |= np.isin(own, np.unique(others.column(name)))
+    return found
+
+
 class _Reader:
-    """Reads one source into `pairs`, `samples` and `account`."""
+    """Reads one source into `pairs`, `samples`, `account` and `counts`."""
 
     def __init__(
-        self, name: str, split: str, reading: ReadingConfig, renderer: Renderer, seed: int, say: Callable[[str], None]
+        self,
+        name: str,
+        split: str,
+        reading: ReadingConfig,
+        renderer: Renderer,
+        seed: int,
+        say: Callable[[str], None],
+        folder: Path,
     ) -> None:
-        self.reading, self.renderer, self.seed, self.say = reading, renderer, seed, say
+        self.reading, self.renderer, self.seed, self.say, self.folder = reading, renderer, seed, say, folder
         self.source: Source = open_source(name, split, reading.subset, reading.revision)
         self.account = Account(self.source.name, self.source.kind, fingerprint=self.source.fingerprint)
-        self.pairs: list[TokenPair] = []
+        self.counts: dict[str, Counter[str]] = {"truncated": Counter(), "rendered": Counter()}
         self.samples: dict[str, list[TokenSample]] = {}
+        self.pairs: StoredPairs
         self._unpaired: list[tuple[str, TokenSample]] = []
-        self._seen: dict[tuple[tuple[int, ...], ...], str] = {}
         self._form: Format | None = None
+        self._writer = Writer(folder, self._key())
 
     def read(self) -> None:
-        """Read all records."""
-        records = itertools.islice(self.source.records, self.reading.max_records)
-        for place, values in tqdm(records, desc="reading preferences", unit="record", leave=False, delay=1):
+        """Read all records that are not stored yet."""
+        self.renderer.truncated, self.renderer.rendered = self.counts["truncated"], self.counts["rendered"]
+        self._restore()
+        if not self._writer.complete:
+            self._read_on()
+        rows = np.arange(len(self._writer), dtype=np.int64)
+        store = Store(self.folder) if len(rows) else None
+        if store is not None and self.reading.duplicates != "keep":
+            rows = rows[~self._repeated(store)]
+        self.account.pairs = len(rows)
+        if store is None:
+            reasons = "; ".join(f"{reason}: {count}" for reason, count in self.account.left_out.most_common())
+            raise PreferenceFileError(
+                f"{self.source.name}: holds no pairs ({self.account.records} records{'; ' + reasons if reasons else ''})"
+            )
+        self.pairs = StoredPairs(store, rows)
+
+    def _read_on(self) -> None:
+        before = self.account.records
+        records = itertools.islice(self.source.records, before, self.reading.max_records)
+        bar = tqdm(records, desc="reading preferences", unit="record", initial=before, leave=False, delay=1)
+        for place, values in bar:
             self.account.records += 1
             try:
                 self._take(place, values)
             except Problem as problem:
                 self._refuse(place, problem)
+            if self._writer.full:
+                self._writer.end_part(self._progress())
         if self._unpaired:
             self._pair_unpaired()
-        self.account.pairs = len(self.pairs)
-        if not self.pairs:
-            reasons = "; ".join(f"{reason}: {count}" for reason, count in self.account.left_out.most_common())
-            raise PreferenceFileError(
-                f"{self.source.name}: holds no pairs ({self.account.records} records{'; ' + reasons if reasons else ''})"
-            )
+        self._writer.end_part(self._progress(), complete=True)
+
+    def _progress(self) -> Any:
+        """What reading goes on with; None where samples are kept in memory, so that it begins again."""
+        return None if self.samples else {"account": vars(self.account), **self.counts}
+
+    def _restore(self) -> None:
+        if (progress := self._writer.progress) is None:
+            return
+        values = progress["account"]
+        self.account = Account(**values | {"left_out": Counter(values["left_out"])})
+        for name, counter in self.counts.items():
+            counter.update(progress[name])
+        if self.account.format:
+            self._form = formats.FORMATS[self.account.format]
+            self.say(f"{self.account.source}: goes on after {self.account.records} records that were read before")
+
+    def _key(self) -> str:
+        """What stored pairs depend on; files by size and time, because their checksums may take long."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.source.files]
+        tokenizer = self.renderer.tokenizer
+        how = [asdict(self.reading) | {"duplicates": ""}, self.renderer.context, self.renderer.chat_template, self.seed]
+        made = [tokenizer_fingerprint(tokenizer), str(tokenizer.chat_template)]
+        return fingerprint([self.source.name, self.source.fingerprint, stats, how, made])
+
+    def _repeated(self, store: Store) -> np.ndarray[Any, Any]:
+        """Which rows say the same as an earlier one, (N,) of bool; they are counted, or are an error."""
+        found = np.zeros(len(store), dtype=bool)
+        firsts: dict[int, int] = {}  # of the first few repeated rows
+        for rows, pairs, orders in _in_buckets(store):
+            order = np.lexsort((rows, orders, pairs))
+            same = (pairs[order][1:] == pairs[order][:-1]) & (orders[order][1:] == orders[order][:-1])
+            found[rows[order[1:][same]]] = True
+            starts = np.maximum.accumulate(np.where(np.append(True, ~same), np.arange(len(order)), 0))
+            repeated = np.flatnonzero(np.append(False, same))
+            least = repeated[np.argsort(rows[order[repeated]])[:_NAMED]]
+            firsts |= {int(rows[order[at]]): int(rows[order[starts[at]]]) for at in least}
+        for row in sorted(firsts)[:_NAMED]:
+            place = store.text("place", row)
+            if self.reading.duplicates == "error":
+                raise PreferenceFileError(
+                    f"{place}: the same prompt, chosen and rejected as in {store.text('place', firsts[row])}; "
+                    "data.reading.duplicates=drop leaves it out"
+                )
+            self.account.leave_out("duplicate", place)
+        if more := int(found.sum()) - min(len(firsts), _NAMED):
+            self.account.left_out["duplicate"] += more
+        return found
 
     def _take(self, place: str, values: Any) -> None:
         if isinstance(values, Problem):
@@ -184,19 +280,10 @@ class _Reader:
             self._add(place, pair)
 
     def _add(self, place: str, pair: TokenPair) -> None:
-        key = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
         if pair.chosen_ids == pair.rejected_ids:
             self.account.leave_out("two equal completions", place)
-            return
-        first = self._seen.setdefault(key, place)
-        if first is not place and self.reading.duplicates != "keep":
-            if self.reading.duplicates == "error":
-                raise PreferenceFileError(
-                    f"{place}: the same prompt, chosen and rejected as in {first}; data.reading.duplicates=drop leaves it out"
-                )
-            self.account.leave_out("duplicate", place)
-            return
-        self.pairs.append(pair)
+        else:
+            self._writer.append(pair, place, self.seed)
 
     def _recognise(self, place: str, values: Mapping[str, Any]) -> Format:
         """The format of the source, from its first record; says what it is."""
@@ -233,8 +320,22 @@ class _Reader:
     def _pair_unpaired(self) -> None:
         for pair in pairing.of_unpaired(self._unpaired):
             self._add(f"{self.source.name}, records {pair.id}", pair)
-        used = 2 * len(self.pairs)
+        used = 2 * len(self._writer)
         good = sum(bool(sample.reward) for _, sample in self._unpaired)
         self.account.notes.append(
             f"{good} desirable and {len(self._unpaired) - good} undesirable completions; {len(self._unpaired) - used} found no partner"
         )
+
+
+def _in_buckets(store: Store) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Rows, hashes and orders of the pairs, (n,) each, a bucket of hashes after the other: no pair is in two of them."""
+    count = -(-len(store) // _TOGETHER)
+    for bucket in range(count):
+        parts: list[Sequence[np.ndarray[Any, Any]]] = []
+        start = 0
+        for batch in store.columns(["pair_hash", "order"]):
+            here = np.flatnonzero(batch["pair_hash"] % np.uint64(count) == bucket)
+            parts.append((start + here, batch["pair_hash"][here], batch["order"][here]))
+            start += len(batch["order"])
+        rows, pairs, orders = (np.concatenate(each) for each in zip(*parts, strict=True))
+        yield rows, pairs, orders

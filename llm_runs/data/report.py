@@ -1,47 +1,101 @@
-"""What preference data are like, before anything is trained on them: counts, lengths, overlap, how certain the labels are."""
+"""What preference data are like, before anything is trained on them: counts, lengths, overlap, how certain the labels are.
+
+The table of pairs is written and read in pieces, a column at a time, so that memory grows by few bytes a pair.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
 from tabulate import tabulate
 
+from analysis.records import atomic_write
 from llm_runs.config import DataConfig
 from llm_runs.data.loading import Loaded
-from llm_runs.data.splitting import prompt_key
-from llm_runs.examples import TokenPair
+from llm_runs.data.store import StoredPairs
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _LABELS = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
+_TOGETHER = 1 << 20  # pairs that are grouped in memory at a time
+_LENGTHS = {"prompt_ids": "prompt_tokens", "chosen_ids": "chosen_tokens", "rejected_ids": "rejected_tokens"}
+_HASHES = {"prompt_hash": "prompt", "pair_hash": "pair"}
+_KEPT = ("id", "order", "common_prefix", "overlap", "chosen_reward", "rejected_reward", "probability")
 
 
-def frame(loaded: Loaded) -> pd.DataFrame:
-    """One row a pair: side, id, prompt and pair (hashes), order, lengths in tokens, overlap, scores, probability.
+@dataclass(frozen=True)
+class Table:
+    """A Parquet file with one row a pair: side, id, prompt and pair (hashes), order, lengths in tokens, overlap, scores, probability.
 
     - prompt_tokens, chosen_tokens, rejected_tokens: lengths, the end-of-text token included
     - common_prefix: tokens with which chosen and rejected begin alike, as a share of the shorter one
     - overlap: tokens in common wherever they stand, 2 |A and B| / (|A| + |B|) with multiplicities (Dice)
     - pair: the same for the same two completions of the same prompt in either order; order tells the two apart
     """
-    rows = [
-        _row(side, pair)
-        for side, pairs in (("training", loaded.training), ("held_out", loaded.held_out))
-        for pair in pairs
-    ]
-    return pd.DataFrame(rows)
+
+    path: Path
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """One column, whole."""
+        values: np.ndarray[Any, Any] = pa.parquet.read_table(self.path, columns=[name]).column(0).to_numpy()
+        return values
+
+    def groups(self) -> Iterator[pd.DataFrame]:
+        """side, prompt, pair and order, some pairs after the other: all pairs of a prompt are together."""
+        with pa.parquet.ParquetFile(self.path) as file:
+            count = max(1, -(-file.metadata.num_rows // _TOGETHER))
+            for group in range(count):
+                parts = []
+                for batch in file.iter_batches(columns=["side", "prompt", "pair", "order"]):
+                    here = batch.column("prompt").to_numpy() % np.uint64(count) == group
+                    parts.append(batch.filter(pa.array(here)).to_pandas())
+                yield pd.concat(parts, ignore_index=True)
 
 
-def describe(loaded: Loaded, table: pd.DataFrame, config: DataConfig) -> dict[str, Any]:
-    """The report as plain values, for JSON; `table` is `frame(loaded)`."""
+def write(loaded: Loaded, path: Path) -> Table:
+    """The table of `loaded`, a piece after the other."""
+
+    def pieces(file: Any) -> None:
+        writer = None
+        for side, pairs in (("training", loaded.training), ("held_out", loaded.held_out)):
+            for rows in _rows(side, pairs):
+                writer = writer or pa.parquet.ParquetWriter(file, rows.schema)
+                writer.write_table(rows)
+        if writer is not None:
+            writer.close()
+
+    atomic_write(path, pieces)
+    return Table(path)
+
+
+def _rows(side: str, pairs: StoredPairs) -> Iterator[pa.Table]:
+    """The rows of one side, in the order of the store."""
+    chosen = np.zeros(len(pairs.store), dtype=bool)
+    chosen[pairs.rows] = True
+    start = 0
+    for columns in pairs.store.columns([*_LENGTHS, *_HASHES, *_KEPT]):
+        here = chosen[start : start + len(columns["order"])]
+        start += len(here)
+        found: dict[str, Any] = {"side": [side] * int(here.sum())}
+        for name, values in columns.items():
+            found[{**_LENGTHS, **_HASHES}.get(name, name)] = values[here]
+        yield pa.table(found)
+
+
+def describe(loaded: Loaded, table: Table, config: DataConfig) -> dict[str, Any]:
+    """The report as plain values, for JSON; `table` is `write(loaded, ...)`."""
     reading = config.reading
+    chosen, rejected = table.column("chosen_tokens"), table.column("rejected_tokens")
+    groups = _groups(table)
     return {
         "sources": [
             {
@@ -72,20 +126,17 @@ def describe(loaded: Loaded, table: pd.DataFrame, config: DataConfig) -> dict[st
             if len(loaded.accounts) == 2
             else f"hash of the prompt, {config.held_out_fraction:g} held out",
             "left_out_of_training_as_held_out": loaded.shared_prompts,
-            **{
-                side: {"pairs": len(part), "prompts": int(part["prompt"].nunique())}
-                for side, part in ((side, table[table["side"] == side]) for side in ("training", "held_out"))
-            },
-            "prompts_in_both": len(
-                set(table.loc[table["side"] == "training", "prompt"])
-                & set(table.loc[table["side"] == "held_out", "prompt"])
-            ),
+            "training": {"pairs": len(loaded.training), "prompts": groups["training"]},
+            "held_out": {"pairs": len(loaded.held_out), "prompts": groups["held_out"]},
+            "prompts_in_both": groups["both"],
         },
-        "lengths": {name: _quantiles(table[f"{name}_tokens"]) for name in ("prompt", "chosen", "rejected")}
-        | {"chosen_longer": float((table["chosen_tokens"] > table["rejected_tokens"]).mean())},
-        "overlap": {name: _quantiles(table[name]) for name in ("common_prefix", "overlap")},
-        "duplicates": _duplicates(table),
-        "determinism": _determinism(table),
+        "lengths": {name: _quantiles(table.column(f"{name}_tokens")) for name in ("prompt", "chosen", "rejected")}
+        | {"chosen_longer": float((chosen > rejected).mean())},
+        "overlap": {name: _quantiles(table.column(name)) for name in ("common_prefix", "overlap")},
+        "duplicates": {
+            name: groups[name] for name in ("repeated_labels", "pairs_labelled_both_ways", "prompts_with_several_pairs")
+        },
+        "determinism": _determinism(table, groups),
     }
 
 
@@ -121,67 +172,60 @@ def markdown(values: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(side: str, pair: TokenPair) -> dict[str, Any]:
-    chosen, rejected = pair.chosen_ids, pair.rejected_ids
-    prefix = next(
-        (place for place, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-        min(len(chosen), len(rejected)),
+def _quantiles(column: np.ndarray[Any, Any]) -> list[float]:
+    return [float(value) for value in np.quantile(column.astype(float, copy=False), QUANTILES)]
+
+
+def _groups(table: Table) -> dict[str, Any]:
+    """What compares pairs with each other: prompts by side, labels that repeat, pairs that are labelled both ways.
+
+    `wins` and `labels` are of every pair that has several labels.
+    """
+    names = (
+        "training",
+        "held_out",
+        "both",
+        "repeated_labels",
+        "pairs_labelled_both_ways",
+        "prompts_with_several_pairs",
     )
-    common = (Counter(chosen) & Counter(rejected)).total()
-    first, second = sorted((chosen, rejected))
-    return {
-        "side": side,
-        "id": pair.id,
-        "prompt": _hash(prompt_key(pair)),
-        "pair": _hash(pair.prompt_ids, first, second),
-        "order": chosen == first,
-        "prompt_tokens": len(pair.prompt_ids),
-        "chosen_tokens": len(chosen),
-        "rejected_tokens": len(rejected),
-        "common_prefix": prefix / min(len(chosen), len(rejected)),
-        "overlap": 2 * common / (len(chosen) + len(rejected)),
-        "chosen_reward": pair.chosen_reward,
-        "rejected_reward": pair.rejected_reward,
-        "probability": pair.probability,
-    }
+    found: dict[str, Any] = dict.fromkeys((*names, "pairs", "once"), 0)
+    wins, labels = [], []
+    for rows in table.groups():
+        sides = [set(rows.loc[rows["side"] == side, "prompt"]) for side in ("training", "held_out")]
+        found["training"] += len(sides[0])
+        found["held_out"] += len(sides[1])
+        found["both"] += len(sides[0] & sides[1])
+        counts = rows.groupby("pair")["order"].agg(["size", "sum"])
+        found["repeated_labels"] += int(rows.duplicated(["pair", "order"]).sum())
+        found["pairs_labelled_both_ways"] += int(((counts["sum"] > 0) & (counts["sum"] < counts["size"])).sum())
+        found["prompts_with_several_pairs"] += int((rows.groupby("prompt")["pair"].nunique() > 1).sum())
+        found["pairs"] += len(counts)
+        found["once"] += int((counts["size"] == 1).sum())
+        repeated = counts[counts["size"] > 1]
+        wins.append(repeated["sum"].to_numpy())
+        labels.append(repeated["size"].to_numpy())
+    return found | {"wins": np.concatenate(wins), "labels": np.concatenate(labels)}
 
 
-def _hash(*parts: object) -> str:
-    return hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
-def _quantiles(column: pd.Series) -> list[float]:
-    return [float(value) for value in np.quantile(column.to_numpy(dtype=float), QUANTILES)]
-
-
-def _duplicates(table: pd.DataFrame) -> dict[str, int]:
-    orders = table.groupby("pair")["order"].nunique()
-    return {
-        "repeated_labels": int(table.duplicated(["pair", "order"]).sum()),
-        "pairs_labelled_both_ways": int((orders == 2).sum()),
-        "prompts_with_several_pairs": int((table.groupby("prompt")["pair"].nunique() > 1).sum()),
-    }
-
-
-def _determinism(table: pd.DataFrame) -> dict[str, Any]:
+def _determinism(table: Table, groups: Mapping[str, Any]) -> dict[str, Any]:
     """How certain labels are, where the data say so: by repeated labels, by given probabilities, by scores."""
-    counts = table.groupby("pair")["order"].agg(["size", "sum"])
-    repeated = counts[counts["size"] > 1]
     found: dict[str, Any] = {
-        "pairs": len(counts),
-        "pairs_seen_once": float((counts["size"] == 1).mean()),
-        "repeated_pairs": len(repeated),
+        "pairs": groups["pairs"],
+        "pairs_seen_once": groups["once"] / groups["pairs"],
+        "repeated_pairs": len(groups["labels"]),
     }
-    if len(repeated):
-        found |= agreement(repeated["sum"].to_numpy(), repeated["size"].to_numpy())
-    known = table["probability"].dropna().to_numpy(dtype=float)
+    if len(groups["labels"]):
+        found |= agreement(groups["wins"], groups["labels"])
+    known = table.column("probability")
+    known = known[~np.isnan(known)]
     if len(known):
         found["given_mean_max_probability"] = float(np.maximum(known, 1 - known).mean())
-    scored = table.dropna(subset=["chosen_reward", "rejected_reward"])
-    if len(scored):
-        gaps = (scored["chosen_reward"] - scored["rejected_reward"]).to_numpy(dtype=float)
-        found["score_gap"] = _quantiles(pd.Series(gaps))
-        found["scored_pairs"] = len(scored)
+    gaps = table.column("chosen_reward") - table.column("rejected_reward")
+    gaps = gaps[~np.isnan(gaps)]
+    if len(gaps):
+        found["score_gap"] = _quantiles(gaps)
+        found["scored_pairs"] = len(gaps)
         found["score_ties"] = float((gaps == 0).mean())
         found["label_agrees_with_score"] = float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
         if (gaps < 0).any() and (gaps > 0).any():

@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from llm_runs.data.problems import PreferenceFileError
 from llm_runs.examples import TokenPair
 
 
-def prompt_key(pair: TokenPair) -> str:
-    """What makes two prompts the same for splitting: their text without differences of case, width and whitespace."""
-    return " ".join(unicodedata.normalize("NFKC", pair.prompt).casefold().split()) or repr(pair.prompt_ids)
+def prompt_hash(pair: TokenPair, seed: int) -> int:
+    """64 bits of what makes two prompts the same for splitting: their text without differences of case, width and whitespace."""
+    key = " ".join(unicodedata.normalize("NFKC", pair.prompt).casefold().split()) or repr(pair.prompt_ids)
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest()[:8])
 
 
-def split(pairs: Sequence[TokenPair], fraction: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
-    """Training pairs and held-out pairs; all pairs of a prompt go to the same side.
+def held_out(hashes: np.ndarray[Any, Any], fraction: float) -> np.ndarray[Any, Any]:
+    """Which pairs are held out, (N,) of bool, by the hashes of their prompts (N,); all pairs of a prompt go to the same side.
 
     About `fraction` of the prompts are held out: those whose hash, read as a number in [0, 1), is below it; at least one on either side.
     The side of a prompt does not change when records are added, removed or reordered (unless it is that only one).
 
     Raises PreferenceFileError where there is a single prompt, so that nothing could be held out.
     """
-    places = {key: _place(key, seed) for key in dict.fromkeys(map(prompt_key, pairs))}
-    if len(places) < 2:
+    lowest, highest = hashes.min(), hashes.max()
+    if lowest == highest:
         raise PreferenceFileError(
             "all pairs have the same prompt; at least two are needed, so that one can be held out"
         )
-    ranked = sorted(places, key=lambda key: places[key])
-    held = {key for key in ranked if places[key] < fraction} or {ranked[0]}
-    if len(held) == len(ranked):
-        held.discard(ranked[-1])
-    return [pair for pair in pairs if prompt_key(pair) not in held], [
-        pair for pair in pairs if prompt_key(pair) in held
-    ]
-
-
-def without_prompts_of(pairs: Sequence[TokenPair], others: Sequence[TokenPair]) -> list[TokenPair]:
-    """The pairs whose prompt is none of the others'."""
-    taken = set(map(prompt_key, others))
-    ids = {pair.prompt_ids for pair in others}
-    return [pair for pair in pairs if prompt_key(pair) not in taken and pair.prompt_ids not in ids]
-
-
-def _place(key: str, seed: int) -> float:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest()[:7]) / 2**56
+    held = hashes < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
+    held |= hashes == lowest if not held.any() else False
+    held &= hashes != highest if held.all() else True
+    return np.asarray(held)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import preference_samples
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -47,7 +49,10 @@ def load(
     **reading: Any,
 ) -> Loaded:
     config = DataConfig(preferences=str(path), reading=ReadingConfig(**reading), held_out_fraction=0.5)
-    return data.load(config, tokenizer, context, seed=0, chat_template=chat_template, say=lambda words: None)
+    folder = Path(tempfile.mkdtemp(dir=path.parent))
+    return data.load(
+        config, tokenizer, context, folder=folder, seed=0, chat_template=chat_template, say=lambda words: None
+    )
 
 
 def pairs_of(loaded: Loaded) -> list[TokenPair]:
@@ -298,7 +303,8 @@ def test_what_is_detected_is_said(tmp_path: Path, tokenizer: PreTrainedTokenizer
     path = write(tmp_path, *({"q": row["prompt"], "source": "x", **row} for row in (GOOD, OTHER)))
     said: list[str] = []
     reading = ReadingConfig(columns={"prompt": "q"})
-    data.load(DataConfig(preferences=str(path), reading=reading), tokenizer, CONTEXT, seed=0, say=said.append)
+    config = DataConfig(preferences=str(path), reading=reading)
+    data.load(config, tokenizer, CONTEXT, folder=tmp_path / "store", seed=0, say=said.append)
     assert said == [
         f"{path}: JSON lines; detected: pairs, prompt, chosen, rejected",
         "  'q' is 'prompt'",
@@ -376,26 +382,35 @@ def make(prompt: str, copy: int = 0) -> TokenPair:
     return TokenPair(tuple(prompt.encode()), (1, copy), (2, copy), prompt, id=f"{prompt}/{copy}")
 
 
+def split(pairs: list[TokenPair], fraction: float, seed: int) -> tuple[list[TokenPair], list[TokenPair]]:
+    held = splitting.held_out(
+        np.array([splitting.prompt_hash(pair, seed) for pair in pairs], dtype=np.uint64), fraction
+    )
+    return [p for p, side in zip(pairs, held, strict=True) if not side], [
+        p for p, side in zip(pairs, held, strict=True) if side
+    ]
+
+
 def test_held_out_prompts_are_held_out_by_their_hash() -> None:
     pairs = [make(f"prompt {number}", copy) for number in range(400) for copy in range(2)]
-    training, held_out = splitting.split(pairs, 0.25, seed=0)
+    training, held_out = split(pairs, 0.25, seed=0)
     assert not {pair.prompt for pair in training} & {pair.prompt for pair in held_out}
     assert len(training) + len(held_out) == 800
     assert 120 < len(held_out) < 280  # 200 expected, standard deviation 17
-    assert splitting.split(pairs, 0.25, seed=0) == (training, held_out)
-    assert splitting.split(pairs, 0.25, seed=1) != (training, held_out)
+    assert split(pairs, 0.25, seed=0) == (training, held_out)
+    assert split(pairs, 0.25, seed=1) != (training, held_out)
     # A prompt's side depends on nothing else: other records, their order.
-    fewer = splitting.split(pairs[::-1][:300], 0.25, seed=0)
+    fewer = split(pairs[::-1][:300], 0.25, seed=0)
     assert set(fewer[0]) <= set(training) and set(fewer[1]) <= set(held_out)
 
 
 def test_small_data_still_have_both_sides() -> None:
     pairs = [make("a"), make("b"), make("a", 1)]
     for fraction in (0.001, 0.999):
-        assert all(splitting.split(pairs, fraction, seed=0))
-    assert {len(side) for side in splitting.split(pairs, 0.5, seed=0)} == {1, 2}
+        assert all(split(pairs, fraction, seed=0))
+    assert {len(side) for side in split(pairs, 0.5, seed=0)} == {1, 2}
     with pytest.raises(PreferenceFileError, match="at least two"):
-        splitting.split([make("a"), make("a", 1), make(" A\n", 1)], 0.5, seed=0)
+        split([make("a"), make("a", 1), make(" A\n", 1)], 0.5, seed=0)
 
 
 def test_given_held_out_data_take_their_prompts_out_of_training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from analysis.records import find_runs
 from llm_runs import data, dry_run
 from llm_runs.__main__ import main
 from llm_runs.config import RunConfig
+from llm_runs.data.store import StoredPairs
 from llm_runs.experiment import Experiment
 
 SMALL = (
@@ -37,6 +39,10 @@ def run(source: Path, out: Path, *more: str) -> int:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stored(out: Path, name: str) -> list[dict[str, Any]]:
+    return [asdict(pair) for pair in StoredPairs.open(out / "pairs" / f"{name}.json")]
 
 
 def check_run(out: Path) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def test_hh_rlhf_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     # The report comes before anything is trained.
     assert printed.index("# Data report") < printed.index("fine-tune the reference")
     assert "left out because their prompt is held out: 4" in printed
-    training, held_out = rows(out / "pairs" / "given.jsonl"), rows(out / "pairs" / "given-held_out.jsonl")
+    training, held_out = stored(out, "given"), stored(out, "given-held_out")
     assert (len(training), len(held_out)) == (20, 8)
     assert training[1]["prompt"].endswith("Do you mean the music alone?\n\nHuman: Yes, only that.\n\nAssistant:")
     assert training[1]["chosen"] == " The music was great, I think."
@@ -88,7 +94,7 @@ def test_ultrafeedback_files(
     printed = capsys.readouterr().out
     assert "detected: ultrafeedback" in printed
     assert "pairs are every two completions of a prompt with different scores" in printed
-    training, held_out = rows(out / "pairs" / "given.jsonl"), rows(out / "pairs" / "given-held_out.jsonl")
+    training, held_out = stored(out, "given"), stored(out, "given-held_out")
     assert len(training) + len(held_out) == 16 * 6
     assert all(row["chosen_reward"] > row["rejected_reward"] for row in training + held_out)
     assert training[0]["prompt"].startswith("<|im_start|>user\nReview the ")
@@ -183,6 +189,6 @@ def test_what_an_error_names_can_be_corrected_in_the_same_folder(
     assert label() == 2
     assert "line 7: 'chosen' must be" in capsys.readouterr().err
     assert label("data.reading.bad_records=drop") == 0
-    assert len(rows(out / "pairs" / "given.jsonl") + rows(out / "pairs" / "given-held_out.jsonl")) == 6
+    assert len(stored(out, "given") + stored(out, "given-held_out")) == 6
     assert label() == 2  # now they are read
     assert "data.reading.bad_records was 'drop', is 'error'" in capsys.readouterr().err

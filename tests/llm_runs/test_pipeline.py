@@ -20,6 +20,7 @@ from llm_runs import account, dry_run, experiment, pipeline, training
 from llm_runs.__main__ import main
 from llm_runs.account import Step
 from llm_runs.config import RunConfig, SamplingConfig
+from llm_runs.data.store import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
 
@@ -301,13 +302,13 @@ def test_own_pairs_replace_sampling_and_labelling(own: Path, tmp_path: Path) -> 
         assert "reward" not in set(frame["metric"])  # nobody knows it
         assert {"kl_policy_reference", "kl_reference_policy", "preference_accuracy"} <= set(frame["metric"])
         assert record.config["labels"] == {"name": "given", "temperature": None, "mean_max_probability": None}
-    pairs = (tmp_path / "pairs" / "given.jsonl").read_text().splitlines()
-    held_out = (tmp_path / "pairs" / "given-held_out.jsonl").read_text().splitlines()
+    pairs = StoredPairs.open(tmp_path / "pairs" / "given.json")
+    held_out = StoredPairs.open(tmp_path / "pairs" / "given-held_out.json")
     assert len(pairs) + len(held_out) == 32
     assert held_out
     sampled = [json.loads(line) for line in (tmp_path / "samples" / "reference.jsonl").read_text().splitlines()]
     assert len(sampled) == 32
-    assert {tuple(row["prompt_ids"]) for row in sampled} == {tuple(json.loads(line)["prompt_ids"]) for line in pairs}
+    assert {tuple(row["prompt_ids"]) for row in sampled} == {pair.prompt_ids for pair in pairs}
 
 
 def test_a_malformed_own_file_stops_before_anything_is_written(
