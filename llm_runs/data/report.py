@@ -5,6 +5,7 @@ The table of pairs is written and read in pieces, a column at a time, so that me
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
@@ -29,7 +31,18 @@ _LABELS = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 _TOGETHER = 1 << 20  # pairs that are grouped in memory at a time
 _LENGTHS = {"prompt_ids": "prompt_tokens", "chosen_ids": "chosen_tokens", "rejected_ids": "rejected_tokens"}
 _HASHES = {"prompt_hash": "prompt", "pair_hash": "pair"}
+_GROUP = 1 << 16  # rows that are written together
 _KEPT = ("id", "order", "common_prefix", "overlap", "chosen_reward", "rejected_reward", "probability")
+_SCHEMA = pa.schema(
+    [
+        ("side", pa.string()),
+        *((name, pa.int32()) for name in _LENGTHS.values()),
+        *((name, pa.uint64()) for name in _HASHES.values()),
+        ("id", pa.string()),
+        ("order", pa.bool_()),
+        *((name, pa.float64()) for name in _KEPT[2:]),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -50,30 +63,35 @@ class Table:
         return values
 
     def groups(self) -> Iterator[pd.DataFrame]:
-        """side, prompt, pair and order, some pairs after the other: all pairs of a prompt are together."""
+        """training (or held out), prompt, pair and order, some pairs after the other: all pairs of a prompt are together."""
         with pa.parquet.ParquetFile(self.path) as file:
             count = max(1, -(-file.metadata.num_rows // _TOGETHER))
             for group in range(count):
                 parts = []
                 for batch in file.iter_batches(columns=["side", "prompt", "pair", "order"]):
                     here = batch.column("prompt").to_numpy() % np.uint64(count) == group
-                    parts.append(batch.filter(pa.array(here)).to_pandas())
-                yield pd.concat(parts, ignore_index=True)
+                    training = pa.compute.equal(batch.column("side"), "training").to_numpy(zero_copy_only=False)
+                    numbers = {
+                        name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("prompt", "pair", "order")
+                    }
+                    parts.append({name: values[here] for name, values in {"training": training, **numbers}.items()})
+                yield pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def write(loaded: Loaded, path: Path) -> Table:
     """The table of `loaded`, a piece after the other."""
 
-    def pieces(file: Any) -> None:
-        writer = None
-        for side, pairs in (("training", loaded.training), ("held_out", loaded.held_out)):
-            for rows in _rows(side, pairs):
-                writer = writer or pa.parquet.ParquetWriter(file, rows.schema)
-                writer.write_table(rows)
-        if writer is not None:
-            writer.close()
+    def stream(file: Any) -> None:
+        with pa.parquet.ParquetWriter(file, _SCHEMA) as writer:
+            waiting: list[pa.Table] = []
+            for rows in itertools.chain(_rows("training", loaded.training), _rows("held_out", loaded.held_out)):
+                waiting.append(rows)
+                if sum(map(len, waiting)) >= _GROUP:
+                    writer.write_table(pa.concat_tables(waiting))
+                    waiting.clear()
+            writer.write_table(pa.concat_tables([_SCHEMA.empty_table(), *waiting]))
 
-    atomic_write(path, pieces)
+    atomic_write(path, stream)
     return Table(path)
 
 
@@ -88,7 +106,7 @@ def _rows(side: str, pairs: StoredPairs) -> Iterator[pa.Table]:
         found: dict[str, Any] = {"side": [side] * int(here.sum())}
         for name, values in columns.items():
             found[{**_LENGTHS, **_HASHES}.get(name, name)] = values[here]
-        yield pa.table(found)
+        yield pa.table(found, schema=_SCHEMA)
 
 
 def describe(loaded: Loaded, table: Table, config: DataConfig) -> dict[str, Any]:
@@ -192,10 +210,10 @@ def _groups(table: Table) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys((*names, "pairs", "once"), 0)
     wins, labels = [], []
     for rows in table.groups():
-        sides = [set(rows.loc[rows["side"] == side, "prompt"]) for side in ("training", "held_out")]
-        found["training"] += len(sides[0])
-        found["held_out"] += len(sides[1])
-        found["both"] += len(sides[0] & sides[1])
+        training, held_out = (np.unique(rows.loc[rows["training"] == side, "prompt"]) for side in (True, False))
+        found["training"] += len(training)
+        found["held_out"] += len(held_out)
+        found["both"] += len(np.intersect1d(training, held_out, assume_unique=True))
         counts = rows.groupby("pair")["order"].agg(["size", "sum"])
         found["repeated_labels"] += int(rows.duplicated(["pair", "order"]).sum())
         found["pairs_labelled_both_ways"] += int(((counts["sum"] > 0) & (counts["sum"] < counts["size"])).sum())

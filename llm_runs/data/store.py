@@ -201,9 +201,11 @@ class _Batch:
             self.ids[name] = column.offsets.to_numpy(), column.values.to_numpy()
 
     def pair(self, place: int) -> TokenPair:
-        ids = {name: tuple(values[at[place] : at[place + 1]].tolist()) for name, (at, values) in self.ids.items()}
-        others = {name: self.batch.column(name)[place].as_py() for name in (*_TEXTS, *_NUMBERS)}
-        return TokenPair(**ids, **others)
+        fields: dict[str, Any] = {
+            name: tuple(values[at[place] : at[place + 1]].tolist()) for name, (at, values) in self.ids.items()
+        }
+        fields |= {name: self.batch.column(name)[place].as_py() for name in (*_TEXTS, *_NUMBERS)}
+        return TokenPair(**fields)
 
 
 class StoredPairs(Sequence[TokenPair]):
@@ -249,7 +251,7 @@ class StoredPairs(Sequence[TokenPair]):
     def fingerprint(self) -> str:
         """sha256 of which pairs these are."""
         parts = [part["sha256"] for part in self.store.parts]
-        rows = hashlib.sha256(np.ascontiguousarray(self.rows, dtype=np.int64)).hexdigest()
+        rows = hashlib.sha256(np.ascontiguousarray(self.rows, dtype=np.int64).data).hexdigest()
         return hashlib.sha256(json.dumps([parts, rows]).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
