@@ -68,7 +68,7 @@ class Writer:
         self._writer: Any = None
 
     def __len__(self) -> int:
-        return sum(part["rows"] for part in self.parts) + self._count
+        return sum(int(part["rows"]) for part in self.parts) + self._count
 
     @property
     def full(self) -> bool:
