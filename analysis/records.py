@@ -163,7 +163,7 @@ def write_run(
             "data_fingerprint": data_fingerprint,
             "device": device,
             "code": code_version(),
-            "packages": _package_versions(),
+            "packages": package_versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "times": {"written": datetime.now(UTC).isoformat(timespec="seconds")},
@@ -436,7 +436,8 @@ def _plain(value: Any, path: str | os.PathLike[str], where: str = "") -> Any:
     raise RecordError(path, f"{where or 'the value'} is a {type(value).__name__}, which JSON cannot hold")
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that results depend on, where they are installed."""
     versions = {}
     for name in _VERSIONED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

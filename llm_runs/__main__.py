@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm_runs.config import RunConfig
 
 _EPILOG = """\
 examples:
@@ -20,6 +25,7 @@ examples:
   python -m llm_runs online online_tiny --out out/online        PPO, ESPO, RSO, iterated DPO, best of n, and offline beside them
   python -m llm_runs sweep tiny --out out/sweep                 many runs: objectives, strengths, seeds, data settings
   python -m llm_runs evaluate --model tuned --reference base --prompts prompts.jsonl --out out/tuned
+  torchrun --nproc_per_node 8 -m llm_runs run h100 --out out/h100     on 8 GPUs; docs/launching.md has more machines and Slurm
 
 Interrupted? Give the same command again: it continues. What is complete is kept.
 """
@@ -67,12 +73,16 @@ _GOALS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
+    from llm_runs import processes
+
+    processes.hush()
     try:
         if not options.light:
             from llm_runs.progress import quiet
 
             quiet()
-        options.command(options)
+        with processes.together():
+            options.command(options)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to continue", file=sys.stderr)
         return 130
@@ -84,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, processes.Stopped) or processes.speaks_here():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -125,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_config(command)
         _add_out(command)
-        _add_dry_run(command)
+        _add_dry_run(command, launched=True)
         if name in ("train", "run"):
             command.add_argument(
                 "--only", default="", metavar="TEXT", help="only trainings with this in their name, e.g. maxpo or seed1"
@@ -229,7 +240,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+def _add_dry_run(parser: argparse.ArgumentParser, *, launched: bool = False) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -241,6 +252,14 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="with --dry-run: sustained TFLOP/s of the device, for the estimate of time",
     )
+    if launched:
+        parser.add_argument(
+            "--processes",
+            type=int,
+            default=1,
+            metavar="N",
+            help="with --dry-run: also memory, communication and tokens/s of a training shared by so many GPUs",
+        )
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -261,15 +280,17 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _carry_out(options: argparse.Namespace) -> None:
-    from llm_runs import account, dry_run, pipeline
+    from llm_runs import account, dry_run, pipeline, processes
     from llm_runs.config import RunConfig
     from llm_runs.experiment import Experiment
 
     config, only = RunConfig.load(options.config, options.overrides), getattr(options, "only", "")
     if options.dry_run:
-        print(dry_run.report(config, options.out, options.goal, only, options.tflops))
+        print(dry_run.report(config, options.out, options.goal, only, options.tflops, options.processes))
         return
-    account.carry_out(pipeline.plan(Experiment(config, options.out), options.goal, only))
+    _join(config, options)
+    experiment = processes.in_turn(lambda: Experiment(config, options.out))
+    account.carry_out(pipeline.plan(experiment, options.goal, only))
     if options.goal in ("train", "run"):
         figures = "likelihoods" if config.data.preferences else "likelihoods frontier_llm"  # no reward, no frontier
         print(f"records: {options.out / 'runs'}; next:", flush=True)
@@ -282,11 +303,16 @@ def _carry_out(options: argparse.Namespace) -> None:
 
 
 def _online(options: argparse.Namespace) -> None:
-    from llm_runs import account
+    from llm_runs import account, processes
     from llm_runs.config import RunConfig
+    from llm_runs.errors import InputError
     from llm_runs.experiment import Experiment
     from llm_runs.online import runs
 
+    if processes.launched() > 1:
+        raise InputError(
+            f"online runs are made in one process, but the launcher started {processes.launched()}: start it without one"
+        )
     config = RunConfig.load(options.config, options.overrides)
     methods = runs.named(options.method)
     if options.dry_run:
@@ -323,7 +349,7 @@ def _sweep_status(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from llm_runs import account, pipeline
+    from llm_runs import account, pipeline, processes
     from llm_runs.account import Step
     from llm_runs.config import RunConfig
     from llm_runs.errors import InputError
@@ -338,12 +364,28 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError("give --prompts and --reference, or the CONFIG of a run; see evaluate --help")
     if options.reference is not None or options.reward is not None:
         raise InputError("--reference and --reward belong to --prompts; a run has its own")
-    experiment = Experiment(RunConfig.load(options.config, options.overrides), options.out)
+    config = RunConfig.load(options.config, options.overrides)
+    _join(config, options)
+    experiment = processes.in_turn(lambda: Experiment(config, options.out))
     last = Step(
         f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
     )
     account.carry_out([*pipeline.plan(experiment, "before"), last])
     print(f"next: python -m analysis evaluation {options.out}", flush=True)
+
+
+def _join(config: RunConfig, options: argparse.Namespace) -> None:
+    """Join the other processes of the launch; all must have been given the same."""
+    from analysis.records import code_version, package_versions
+    from llm_runs import processes
+    from llm_runs.experiment import flat
+
+    processes.join()
+    if processes.size() > 1:
+        given = {name: str(value) for name, value in vars(options).items() if name not in ("command", "overrides")}
+        versions = {"Python": platform.python_version(), "the code": code_version(), **package_versions()}
+        processes.check_alike({**flat(config.to_dict()), **given, **versions})
+        processes.check_shared(options.out)
 
 
 def _evaluate_on_prompts(options: argparse.Namespace) -> None:
@@ -354,6 +396,7 @@ def _evaluate_on_prompts(options: argparse.Namespace) -> None:
     overrides = options.overrides if options.config else ["name=evaluation", *options.overrides]
     config = RunConfig.load(options.config, overrides)
     reward = options.reward or "none"
+    _join(config, options)
     comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
     account.carry_out(comparison.plan())
     print(f"next: python -m analysis evaluation {comparison.folder}", flush=True)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llm_runs import processes
+
 
 @dataclass(frozen=True)
 class Step:
@@ -17,11 +19,15 @@ class Step:
 
 
 def carry_out(plan: Sequence[Step], say: Callable[[str], None] | None = None) -> None:
-    """Run the steps in their order, saying before and after each what a waiting person wants to know."""
-    say = say or (lambda line: print(line, flush=True))
+    """Run the steps in their order, saying before and after each what a waiting person wants to know.
+
+    Processes of a launch begin each step together, so that all see the same files.
+    """
+    say = say or (lambda line: print(line, flush=True))  # of the first process only: the others are hushed
     seconds: dict[str, list[float]] = {}
     for number, step in enumerate(plan, start=1):
         say(f"[{number}/{len(plan)}] {step.title}")
+        processes.barrier()
         start = time.monotonic()
         result = step.run()
         elapsed = time.monotonic() - start

@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 import yaml
 from huggingface_hub.errors import HTTPError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_runs import assets, hub
+from llm_runs import assets, hub, processes, sharding
 from llm_runs.errors import InputError
 from llm_runs.evaluation import COLUMNS
 from llm_runs.models import autocast
@@ -80,7 +81,7 @@ def run(
     model.eval()
     with torch.random.fork_rng(), autocast(model.device), _explained(tasks):
         results = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            _shared(HFLM, model, loaded, limit)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=loaded,
             task_manager=_manager(include),
             limit=limit,
@@ -92,12 +93,43 @@ def run(
         )
     rows = [
         (step, f"benchmark/{task}", _metric(name, sample["filter"]), int(sample["doc_id"]), float(sample[name]))
-        for task, samples in results["samples"].items()
-        for sample in samples
+        for task, samples in (results or {"samples": {}})["samples"].items()
+        for sample in _in_order(samples)
         for name in sample["metrics"]
         if isinstance(sample[name], int | float)
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(processes.gather(rows)[0], columns=COLUMNS)  # lm-eval gives the results to the first process
+
+
+def _shared(plain: Any, model: PreTrainedModel, tasks: Sequence[Any], limit: int | None) -> Any:
+    """lm-eval's model class `plain`, or one of which each process answers a part of the items.
+
+    Every process answers all where lm-eval cannot share them: a process would have none, or weights are sharded, for which all must run
+    equally often (it groups requests, so that equally many need not be equally many passes).
+    """
+    fewest = min(len(task.eval_docs) for task in tasks)
+    if processes.size() == 1 or sharding.is_sharded(model) or min(fewest, limit or fewest) < processes.size():
+        return plain
+
+    class Shared(plain):  # type: ignore[misc]
+        rank, world_size = processes.rank(), processes.size()
+
+        def all_gather(self, tensor: Tensor) -> Tensor:
+            return torch.tensor(processes.gather(tensor.tolist()))
+
+        def gather_object(self, obj: Any, dst: int = 0) -> list[Any]:
+            return processes.gather(obj)
+
+        def barrier(self) -> None:
+            processes.barrier()
+
+    return Shared
+
+
+def _in_order(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items as one process has them: by filter, then by their place."""
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    return sorted(samples, key=lambda sample: (filters.index(sample["filter"]), int(sample["doc_id"])))
 
 
 def _metric(name: str, filter_name: str) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import fingerprint, is_complete, read_run, write_run
-from llm_runs import assets, benchmarks, engines, guards, models, rewards, sampling
+from llm_runs import assets, benchmarks, engines, guards, models, processes, rewards, sampling
 from llm_runs.account import Step
 from llm_runs.config import RunConfig
 from llm_runs.data import prompts as prompt_data
@@ -55,7 +55,7 @@ class Comparison:
     def plan(self) -> list[Step]:
         """The steps, each of which is found done when repeated."""
         return [
-            Step("check models, prompts and benchmarks", "check", self._check),
+            Step("check models, prompts and benchmarks", "check", lambda: processes.in_turn(self._check)),
             Step("sample completions of the reference", "sample", self._sample),
             Step(f"evaluate the reference {self.reference}", "evaluate", self._evaluate_reference),
             Step(f"evaluate {self.model}", "evaluate", self._evaluate_model),
@@ -177,16 +177,18 @@ class Comparison:
         found = {"evaluations": frame, "samples": texts}
         if earlier:
             found = {name: pd.concat([earlier[name], table], ignore_index=True) for name, table in found.items()}
-        write_run(
-            folder,
-            kind=KIND,
-            id=f"{self.config.name}/{folder.name}",
-            config=settings,
-            seeds={"sampling": self.config.seed},
-            tables=found,
-            data_fingerprint=fingerprint([list(prompt) for prompt in self.prompts]),
-            device=str(model.device),
-            extra={"samples": {"reference": sampling.provenance(self._samples)}},
+        processes.by_first(
+            lambda: write_run(
+                folder,
+                kind=KIND,
+                id=f"{self.config.name}/{folder.name}",
+                config=settings,
+                seeds={"sampling": self.config.seed},
+                tables=found,
+                data_fingerprint=fingerprint([list(prompt) for prompt in self.prompts]),
+                device=str(model.device),
+                extra={"samples": {"reference": sampling.provenance(self._samples)}},
+            )
         )
         return str(folder)
 

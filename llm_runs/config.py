@@ -158,7 +158,7 @@ class TrainingConfig(_Checked):
 
     steps: int = _number(24, above=0)
     batch_size: int = _number(16, above=0)  # pairs per step
-    micro_batch_size: int | None = _number(None, above=0)  # pairs per forward pass; None: the whole batch
+    micro_batch_size: int | None = _number(None, above=0)  # pairs per forward pass; None: a process's whole share
     reference_batch_size: int = _number(16, above=0)  # reference samples per step, where the objective uses them
     pretraining_batch_size: int = _number(16, above=0)  # texts per step, where the objective uses them
     learning_rate: float = _number(2e-5, above=0)
@@ -175,6 +175,8 @@ class TrainingConfig(_Checked):
     report_to: tuple[str, ...] = ()  # where metrics are shown live: tensorboard, wandb, ...
     kl_limit: float | None = _number(10.0, above=0)  # stop beyond so many nats a token from the reference; None: never
     gradient_checkpointing: bool = False
+    # Over the processes of a launch (docs/launching.md), fine-tuning too: whole copies (DDP), FSDP2, DeepSpeed ZeRO 2 or 3.
+    sharding: Literal["none", "fsdp", "zero2", "zero3"] = "none"
     kernels: Literal["none", "compile", "liger"] = (
         "none"  # of the layers: compiled by torch, or Liger-Kernel's fused ones
     )

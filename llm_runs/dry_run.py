@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import objectives
-from llm_runs import account, assets, benchmarks, memory, models, pipeline, texts
+from llm_runs import account, assets, benchmarks, memory, models, pipeline, scale, texts
 from llm_runs.config import ModelConfig, RunConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
@@ -48,8 +48,15 @@ class File:
     certain: bool = True  # False: only where the data have it
 
 
-def report(config: RunConfig, out: Path, goal: str = "run", only: str = "", tflops: float | None = None) -> str:
-    """The plan as text: steps, memory, time, files, downloads. Raises InputError where the configuration cannot be run."""
+def report(
+    config: RunConfig, out: Path, goal: str = "run", only: str = "", tflops: float | None = None, size: int = 1
+) -> str:
+    """The plan as text: steps, memory, time, files, downloads; for `size` processes also what each of their GPUs would take.
+
+    Raises InputError where the configuration cannot be run.
+    """
+    if size < 1:
+        raise InputError(f"--processes must be at least 1, not {size}")
     if tflops is not None and not tflops > 0:
         raise InputError(f"--tflops must be greater than 0, not {tflops:g}")
     experiment = Experiment(config, out, dry=True)
@@ -68,6 +75,12 @@ def report(config: RunConfig, out: Path, goal: str = "run", only: str = "", tflo
         rate = tflops or THROUGHPUT[device]
         lines += ["", f"time (at {rate:g} TFLOP/s sustained; --tflops changes it)"]
         lines += [f"  {line}" for line in _time(experiment, shape, rate, [step.kind for step in steps])]
+        if size > 1:
+            lines += [
+                "",
+                f"on {size} GPUs, training.sharding={config.training.sharding} (estimates for bf16 on H100-class GPUs)",
+            ]
+            lines += [f"  {line}" for line in _scale(config, shape, tflops or THROUGHPUT["cuda"], size)]
     listed = list(files(experiment, goal, only))
     width = max(len(str(file.path.relative_to(out))) for file in listed)
     lines += ["", f"files, in {out}"]
@@ -152,11 +165,33 @@ def _memory(config: RunConfig, shape: Shape) -> Iterator[str]:
         yield f"{objective.label}: {memory.Plan(model, training, load, live).estimate()}"
 
 
-def _tokens_of_pass(config: RunConfig, shape: Shape, objective: objectives.Objective) -> tuple[int, int]:
-    """Tokens of one forward pass through the body and the head, padding included."""
+def _scale(config: RunConfig, shape: Shape, rate: float, size: int) -> Iterator[str]:
+    if shape.model is None:
+        yield "the model's config.json is needed for this"
+        return
+    model, training = shape.model.float(), config.training
+    passes = scale.passes(training, size)
+    for text in config.objectives:
+        objective = objectives.parse(text)
+        load = memory.Load(*_tokens_of_pass(config, shape, objective, passes * size))
+        factor = 4 if training.gradient_checkpointing else 3
+        operations = factor * 2.0 * passes * size * (load.body * shape.body + load.head * shape.head)
+        yield objective.label
+        for line in scale.Step(model, training, load, passes, size, operations).lines(rate):
+            yield f"  {line}"
+    pairs = training.steps * training.batch_size
+    cache = scale.cache_bytes(pairs, lengths(config, shape)[1]) / 1e9
+    yield f"reference log-probs of {pairs} pairs: {cache:.2g} GB of the machine's memory in each process"
+
+
+def _tokens_of_pass(
+    config: RunConfig, shape: Shape, objective: objectives.Objective, passes: int | None = None
+) -> tuple[int, int]:
+    """Tokens of one forward pass through the body and the head, padding included; `passes` a step, by default one process's."""
     training = config.training
     prompt, completion = lengths(config, shape)
-    passes = training.batch_size // min(training.micro_batch_size or training.batch_size, training.batch_size)
+    if passes is None:
+        passes = training.batch_size // min(training.micro_batch_size or training.batch_size, training.batch_size)
     rows = 2 * training.batch_size
     if "reference_samples" in objective.needs:
         rows += training.reference_batch_size

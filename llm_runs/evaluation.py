@@ -1,6 +1,7 @@
 """What a policy does on held-out data: reward, wins, KL to the reference both ways, preferences, other text. One row per item.
 
 Every policy sees the same prompts, sampled with the same seed, so that differences between policies can be taken per item.
+Processes of a launch share the batches, and all of them have all results.
 The reference model is needed for exact KLs only: it is loaded for the evaluation and freed after it, never held while training.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llm_runs import processes
 from llm_runs.config import EvaluationConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.logprobs import collate, completion_logits, completion_logps, exact_kl, token_logps
@@ -30,6 +32,7 @@ COLUMNS = ["step", "split", "metric", "item", "value"]
 TIE = 1e-3  # nats: a margin below float32's rounding of two long sums is a tie, not a preference
 
 T = TypeVar("T")
+R = TypeVar("R")
 _Sequence = tuple[tuple[int, ...], tuple[int, ...]]  # prompt ids, completion ids
 
 
@@ -201,8 +204,7 @@ class Evaluator:
     def _compare(
         self, model: PreTrainedModel, reference: PreTrainedModel, samples: Sequence[TokenSample], *, policy_first: bool
     ) -> list[_Compared]:
-        found: list[_Compared] = []
-        for part in _batched(samples, self.config.batch_size, "KL to the reference"):
+        def compare(part: Sequence[TokenSample]) -> list[_Compared]:
             batch = collate([s.prompt_ids for s in part], [s.completion_ids for s in part]).to(model.device)
             with autocast(model.device):
                 logits, ref_logits = completion_logits(model, batch), completion_logits(reference, batch)
@@ -211,19 +213,20 @@ class Evaluator:
             ratios = (token_logps(logits, batch) - token_logps(ref_logits, batch)).cpu().double()  # 0 at padding
             x = ratios if policy_first else -ratios
             estimates = (ratios.sum(-1), kl.cpu().double(), _k3(x.sum(-1)), _k3(x).sum(-1))
-            found += map(_Compared._make, torch.stack(estimates, dim=1).tolist())
-        return found
+            return list(map(_Compared._make, torch.stack(estimates, dim=1).tolist()))
+
+        return _by_batches(samples, self.config.batch_size, compare, "KL to the reference")
 
     def _logps(self, model: PreTrainedModel, sequences: Sequence[_Sequence]) -> dict[_Sequence, float]:
-        found: dict[_Sequence, float] = {}
-        # Similar lengths together: little is spent on padding.
-        ordered = sorted(sequences, key=lambda sequence: len(sequence[1]))
-        for part in _batched(ordered, self.config.batch_size, "log-probs"):
+        def score(part: Sequence[_Sequence]) -> list[float]:
             batch = collate([prompt for prompt, _ in part], [completion for _, completion in part]).to(model.device)
             with autocast(model.device):
-                logps = completion_logps(model, batch)
-            found |= zip(part, logps.tolist(), strict=True)
-        return found
+                logps: list[float] = completion_logps(model, batch).tolist()
+            return logps
+
+        # Similar lengths together: little is spent on padding.
+        ordered = sorted(sequences, key=lambda sequence: len(sequence[1]))
+        return dict(zip(ordered, _by_batches(ordered, self.config.batch_size, score, "log-probs"), strict=True))
 
 
 def _k3(x: Tensor) -> Tensor:
@@ -239,10 +242,17 @@ def _rows(split: str, item: int, **values: float) -> list[tuple[str, str, int, f
     return [(split, metric, item, float(value)) for metric, value in values.items()]
 
 
-def _batched(items: Sequence[T], size: int, description: str) -> Iterable[Sequence[T]]:
+def _by_batches(items: Sequence[T], size: int, work: Callable[[Sequence[T]], Sequence[R]], description: str) -> list[R]:
+    """What `work` makes of `size` items at a time, one after the other."""
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    bar: Iterable[Sequence[T]] = tqdm(batches, desc=description, unit="batch", leave=False)
-    return bar
+    with tqdm(total=len(batches), desc=description, unit="batch", leave=False) as bar:
+
+        def one(batch: Sequence[T]) -> Sequence[R]:
+            found = work(batch)
+            bar.update(processes.size())
+            return found
+
+        return [each for part in processes.spread(batches, one) for each in part]
 
 
 def _free() -> None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import data, guards, labelling, models, reference, rewards, sampling, sft, texts
+from llm_runs import data, guards, labelling, models, processes, reference, rewards, sampling, sft, texts
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
@@ -39,7 +39,7 @@ from llm_runs.microbatches import compares_pairs, mismatched, needs_in_training
 from llm_runs.sampling import derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
-_FREE_TRAINING = (*DELIVERY, "micro_batch_size", "gradient_checkpointing")
+_FREE_TRAINING = (*DELIVERY, "micro_batch_size", "gradient_checkpointing", "sharding")
 _FREE = (
     *("name", "objectives", "labels", "training_seeds", "cost_steps", "online"),
     *(f"training.{key}" for key in _FREE_TRAINING),
@@ -256,10 +256,11 @@ class Experiment:
             samples = sft.windows(self.split_texts["sft"], self.tokenizer, config.sequence_tokens)
         checkpoints = self.out / "sft"
         seed = derived_seed(self.config.seed, "sft") % 2**32
-        losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints)
-        atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode())
+        shard = self.config.training.sharding
+        losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard)
+        processes.by_first(lambda: atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode()))
         models.save(model, self.tokenizer, self.out / "reference")
-        sft.clear_checkpoints(checkpoints)
+        processes.by_first(lambda: sft.clear_checkpoints(checkpoints))
         return losses
 
     def _fine_tuned_on(self, pairs: StoredPairs) -> StoredPairs:
@@ -505,10 +506,10 @@ class Experiment:
         if not (folder / "reference.json").is_file():
             if model is not None:
                 self._check_other_reference(source, model)
-            loaded = self.load(source)
-            reference.compute(
-                loaded, self.tokenizer, pairs, samples, config.reference, completions=completions, **others
-            ).save(folder)
+            found = reference.compute(
+                self.load(source), self.tokenizer, pairs, samples, config.reference, completions=completions, **others
+            )
+            processes.by_first(lambda: found.save(folder))
         stored = reference.ReferenceLogps.load(folder)
         guards.check_same_tokenizer(stored.key.get("tokenizer"), self.tokenizer, str(folder))
         stored.check(reference.reference_key(None, self.tokenizer, config.reference, **others), str(folder))
@@ -580,7 +581,7 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            old, new = _flat(before["config"]), _flat(config.to_dict())
+            old, new = flat(before["config"]), flat(config.to_dict())
             old_files = before["files"]
             unread = before["config"]["data"]["preferences"] is not None and _nothing_made(out)
         except (ValueError, KeyError, TypeError) as error:
@@ -633,11 +634,12 @@ def _nothing_made(out: Path) -> bool:
     return all(entry.name in ("config.json", "model") or (entry.name == "data" and not read) for entry in out.iterdir())
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration's values by their whole keys, such as data.text."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
     return found

@@ -17,10 +17,11 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from llm_runs import processes
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
-from llm_runs.microbatches import Microbatches, TrainingError
+from llm_runs.microbatches import Microbatches, TrainingError, micro_batch_size
 from llm_runs.vocabulary_head import CHUNK
 
 GB = 1e9
@@ -67,6 +68,7 @@ class Plan:
     config: TrainingConfig
     load: Load
     live_reference: bool = False
+    mixed: bool | None = None  # as on a GPU: bf16 arithmetic on weights as loaded; None: where the model is on one
 
     def estimate(self) -> Estimate:
         """Bytes by part, from shapes alone."""
@@ -79,7 +81,7 @@ class Plan:
         else:
             trained = sum(count * size for count, size, learns in sizes if learns)
         shape = model.config.get_text_config()
-        mixed = model.device.type == "cuda"  # bf16 arithmetic on weights as loaded
+        mixed = model.device.type == "cuda" if self.mixed is None else self.mixed
         width = 2 if mixed else model.dtype.itemsize
         return Estimate(
             weights=weights + (weights // 2 if mixed and model.dtype == torch.float32 else 0),
@@ -88,22 +90,23 @@ class Plan:
             optimiser=2 * trained,  # Adam's two moments
             activations=_activations(model, self.load.body, width, config.gradient_checkpointing),
             head=self._head(shape.vocab_size * max(4, model.dtype.itemsize)),
-            accumulates=config.batch_size > _micro(config),
+            accumulates=config.batch_size > micro_batch_size(config) * processes.size(),
         )
 
     def _head(self, size: int) -> int:
         """The softmaxes that are kept until the backward pass, of `size` bytes each, and one chunk's buffer."""
         kept = 0 if self.config.lora else min(self.load.head * size, self.config.logits_memory * 2**20)
-        return kept + min(self.load.head, CHUNK.get(self.model.device.type, CHUNK["cpu"])) * size
+        device = "cuda" if self.mixed else self.model.device.type
+        return kept + min(self.load.head, CHUNK.get(device, CHUNK["cpu"])) * size
 
     def smaller(self) -> Iterator[tuple[str, Plan]]:
         """The same training with less memory, in the order in which one would try, each with the setting to change."""
-        config, now = self.config, _micro(self.config)
+        config, now = self.config, micro_batch_size(self.config)
         smallest, change = self, ""
         for micro in range(now - 1, 0, -1):
             passes = config.batch_size // micro
             sizes = (config.batch_size, config.reference_batch_size, config.pretraining_batch_size)
-            if any(size % passes for size in sizes) or passes * micro != config.batch_size:
+            if any(size % passes for size in sizes) or passes * micro != config.batch_size or passes % processes.size():
                 continue
             load = Load(-(-self.load.body * micro // now), -(-self.load.head * micro // now))
             change = f"training.micro_batch_size={micro} (now {now})"
@@ -206,10 +209,6 @@ def advice(plan: Plan, limit: int) -> str:
     if last:
         return f"{need}; the least is {last}: if that fails too, take a smaller model or shorter texts"
     return f"{need}; take a smaller model or shorter texts"
-
-
-def _micro(config: TrainingConfig) -> int:
-    return min(config.micro_batch_size or config.batch_size, config.batch_size)
 
 
 def _activations(model: PreTrainedModel, tokens: int, width: int, checkpointing: bool) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llm_runs import processes
 from llm_runs.config import TrainingConfig
 from llm_runs.data.store import StoredPairs
 from llm_runs.errors import InputError
@@ -71,7 +72,8 @@ class Microbatch:
 class Microbatches(Dataset[dict[str, Tensor]]):
     """`steps * per_step` microbatches of equal composition, as dictionaries of tensors; `unpack` makes a `Microbatch` of one.
 
-    A step's mean is the mean of its microbatches' means, so accumulation gives the large batch's gradient.
+    A step's mean is the mean of its microbatches' means, so accumulation gives the large batch's gradient. The processes of a launch take
+    turns: microbatch k is for process k modulo their number. Which examples a step sees does not depend on how it is cut.
 
     Raises TrainingError: the objective needs what is missing, or batch sizes do not divide.
     """
@@ -102,12 +104,7 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         self.share = share
         self.paired_samples = config.reference_samples == "pairs"  # the pairs' completions are the reference samples
         self.noted = all(sample.logp is not None for sample in samples)
-        micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
-        self.per_step = config.batch_size // micro
-        if self.per_step * micro != config.batch_size:
-            raise TrainingError(
-                f"training.micro_batch_size ({micro}) must divide training.batch_size ({config.batch_size})"
-            )
+        self.per_step = config.batch_size // micro_batch_size(config)
         generator = torch.Generator().manual_seed(seed)
         self.order: dict[str, Tensor] = {}  # (microbatches, examples) indices of each source that the objective needs
         self.passes: dict[str, float] = {}  # how often each source is seen; at most 1 keeps reference samples fresh
@@ -126,11 +123,8 @@ class Microbatches(Dataset[dict[str, Tensor]]):
                 raise TrainingError(
                     f"the objective needs {source.replace('_', ' ')}{_WHAT.get(source, '')}, but none are given"
                 )
-            if size % self.per_step:
-                raise TrainingError(
-                    f"training.{key} ({size}) must be a multiple of the {self.per_step} forward passes of a step "
-                    "(batch_size / micro_batch_size)"
-                )
+            if problem := processes.uneven(f"training.{key}", size, self.per_step, "the forward passes of a step"):
+                raise TrainingError(problem)
             count = config.steps * size
             self.order[source] = _cycled(len(examples), count, generator).reshape(config.steps * self.per_step, -1)
             self.passes[source] = count / len(examples)
@@ -256,6 +250,26 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         if self.reference is None:
             raise TrainingError(f"the objective needs the reference's {what}; give the computed reference log-probs")
         return self.reference
+
+
+def micro_batch_size(config: TrainingConfig) -> int:
+    """Pairs of a forward pass: as configured, or all of a step that are this process's.
+
+    Raises InputError where the step cannot be cut so, or not be shared evenly by the processes; it names the nearest values that can.
+    """
+    batch, size = config.batch_size, processes.size()
+    if problem := processes.uneven("training.batch_size", batch, size, "the number of processes"):
+        raise TrainingError(problem)
+    micro = min(config.micro_batch_size or batch // size, batch)
+    if batch % (micro * size):
+        cuts = [number for number in range(1, batch + 1) if batch % (number * size) == 0]
+        near = sorted(sorted(cuts, key=lambda number: abs(number - micro))[:2])
+        shared = f" into passes that {size} processes can share evenly" if size > 1 else ""
+        raise TrainingError(
+            f"training.micro_batch_size ({micro}) must divide training.batch_size ({batch}){shared}: the nearest is "
+            f"{' or '.join(map(str, near))}"
+        )
+    return micro
 
 
 def unpack(item: dict[str, Tensor]) -> Microbatch:

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from analysis.records import fingerprint
-from llm_runs import assets
+from llm_runs import assets, processes, sharding
 from llm_runs.config import ModelConfig
 from llm_runs.errors import InputError
 
@@ -87,8 +87,7 @@ def prepare(config: ModelConfig, folder: Path, texts: Iterable[str] = (), seed: 
     """
     if config.name == TINY:
         if not (folder / "config.json").is_file():
-            model, tokenizer = tiny_random(texts, seed)
-            save(model, tokenizer, folder)
+            _write(*tiny_random(texts, seed), folder)  # not `save`: this may be one process's turn
         return str(folder)
     if config.name in assets.ASSETS:
         files = sorted(assets.fetch(config.name).rglob("*.gguf"))
@@ -175,17 +174,27 @@ def load_model(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Model (safetensors) and tokenizer into `folder`, which appears whole or not at all."""
+    """Model (safetensors) and tokenizer into `folder`, which appears whole or not at all.
+
+    A model that several processes hold is saved by all of them together, and written by the first.
+    """
+    state = sharding.whole_state(model)
+    processes.by_first(lambda: _write(model, tokenizer, folder, state))
+    return folder
+
+
+def _write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as staging:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=state)
         tokenizer.save_pretrained(staging)
         (Path(staging) / "built").mkdir()
         for entry in Path(staging).iterdir():
             if entry.name != "built":
                 entry.rename(Path(staging) / "built" / entry.name)
         assets.put(Path(staging) / "built", folder)
-    return folder
 
 
 def source_fingerprint(source: str | Path, revision: str | None = None) -> str:

@@ -6,7 +6,7 @@ import gc
 import io
 import multiprocessing
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from llm_runs import (
     memory,
     model_card,
     models,
+    processes,
     reporting,
     rewards,
     training,
@@ -59,13 +60,17 @@ def plan(experiment: Experiment, goal: str = "run", only: str = "") -> list[Step
         "run": (*STAGES, "cost") if config.cost_steps else STAGES,
         "cost": (*STAGES[: STAGES.index("reference") + 1], "cost"),
     }.get(goal) or STAGES[: STAGES.index(goal) + 1]
-    steps = [Step(f"fetch {config.model.name} and the texts", "fetch", lambda: _fetch(experiment))]
+    if processes.launched() > 1:
+        if goal == "cost":
+            raise InputError("cost is measured in one process: start it without a launcher")
+        kinds = tuple(kind for kind in kinds if kind != "cost")
+    steps = [_in_turn(f"fetch {config.model.name} and the texts", "fetch", lambda: _fetch(experiment))]
     if config.data.preferences is None and config.reward.name == "tfidf":
-        steps.append(Step("fit the ground-truth reward", "reward", lambda: _reward(experiment)))
+        steps.append(_in_turn("fit the ground-truth reward", "reward", lambda: _reward(experiment)))
     if config.sft.steps:
         steps.append(Step(f"fine-tune the reference, {config.sft.steps} steps", "sft", lambda: _fine_tune(experiment)))
     steps.append(Step("sample completions of the reference", "sample", lambda: _sample(experiment)))
-    steps.append(Step("label pairs", "label", lambda: _label(experiment)))
+    steps.append(_in_turn("label pairs", "label", lambda: _label(experiment)))
     steps.append(Step("log-probabilities of the reference", "reference", lambda: _reference(experiment)))
     steps.append(Step("evaluate the reference", "before", lambda: _before(experiment)))
     steps += [
@@ -78,6 +83,11 @@ def plan(experiment: Experiment, goal: str = "run", only: str = "") -> list[Step
     return [step for step in steps if step.kind in kinds]
 
 
+def _in_turn(title: str, kind: str, run: Callable[[], str | None]) -> Step:
+    """A step whose work is not shared: the first process does it, the others read what it left."""
+    return Step(title, kind, lambda: processes.in_turn(run))
+
+
 def train(experiment: Experiment, one: Training) -> str | None:
     """Train one objective on one label set, evaluating on the way, and write its record; None if it is there already."""
     config = experiment.config
@@ -86,7 +96,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
     pairs = experiment.pairs(one.labels, "training")
     settings = _settings(config, one, objective, pairs) | experiment.data_summary
     if is_complete(folder, settings):
-        return _deliver(experiment, one, folder)
+        return _delivered(experiment, one, folder)
     last = config.training.steps
     whole = {*config.evaluation.at, last} - {0}
     steps = sorted(whole | _likelihood_steps(config))
@@ -99,7 +109,8 @@ def train(experiment: Experiment, one: Training) -> str | None:
             parts = ("samples", "pairs") if step < last and config.evaluation.middle == "samples" else PARTS
         evaluator = _evaluator(experiment, one.labels, parts)
         names = config.evaluation.benchmarks if step == last else ()
-        _keep(collected, step, *measure(evaluator, model, step, config.evaluation, names))
+        tables = measure(evaluator, model, step, config.evaluation, names)
+        processes.by_first(lambda: _keep(collected, step, *tables))
 
     model = experiment.load_reference()
     needs = objective.needs
@@ -132,20 +143,30 @@ def train(experiment: Experiment, one: Training) -> str | None:
             *(read_table(collected / f"samples-{step}.parquet") for step in sorted(whole)),
         ]
     )
-    write_run(
-        folder,
-        kind="llm",
-        id=f"{config.name}/{one.slug}",
-        config=settings,
-        seeds={"data": config.seed, "sampling": config.seed, "labels": one.labels.seed, "training": one.labels.seed},
-        tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
-        data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
-        device=device_name(experiment.device),
-        extra={"pairs": len(pairs), "samples": experiment.sampled_with},
-    )
-    shutil.rmtree(collected, ignore_errors=True)
-    training.clear_checkpoints(folder)
-    delivered = _deliver(experiment, one, folder)
+
+    def record() -> None:
+        write_run(
+            folder,
+            kind="llm",
+            id=f"{config.name}/{one.slug}",
+            config=settings,
+            seeds={
+                "data": config.seed,
+                "sampling": config.seed,
+                "labels": one.labels.seed,
+                "training": one.labels.seed,
+            },
+            tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
+            data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
+            device=device_name(experiment.device),
+            extra={"pairs": len(pairs), "samples": experiment.sampled_with, "processes": processes.size()},
+        )
+        shutil.rmtree(collected, ignore_errors=True)
+        training.clear_checkpoints(folder)
+
+    processes.barrier()  # all have read what is deleted now
+    processes.by_first(record)
+    delivered = _delivered(experiment, one, folder)
     return summary(evaluations, last) + (f"; {delivered}" if delivered else "")
 
 
@@ -153,6 +174,13 @@ def _likelihood_steps(config: RunConfig) -> set[int]:
     """The steps at which pairs alone are scored: `evaluation.likelihoods` of them between the first and the last."""
     parts, last = config.evaluation.likelihoods + 1, config.training.steps
     return {round(last * part / parts) for part in range(1, parts)} - {0, last}
+
+
+def _delivered(experiment: Experiment, one: Training, folder: Path) -> str | None:
+    """`_deliver` by one process."""
+    said: list[str | None] = [None]
+    processes.by_first(lambda: said.append(_deliver(experiment, one, folder)))
+    return said[-1]
 
 
 def _deliver(experiment: Experiment, one: Training, folder: Path) -> str | None:
@@ -197,18 +225,21 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
     frame, texts = measure(_evaluator(experiment, labels), model, 1, config.evaluation, config.evaluation.benchmarks)
     before = experiment.out / "before"
     earlier = [read_table(before / f"{name}.parquet") for name in ("reference", labels.slug)]
-    return write_run(
-        folder,
-        kind="llm_evaluation",
-        id=f"{config.name}/evaluation/{folder.name}",
-        config=config.to_dict() | {"evaluated": source},
-        seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
-        tables={
-            "evaluations": pd.concat([*earlier, frame], ignore_index=True),
-            "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
-        },
-        device=device_name(experiment.device),
+    processes.by_first(
+        lambda: write_run(
+            folder,
+            kind="llm_evaluation",
+            id=f"{config.name}/evaluation/{folder.name}",
+            config=config.to_dict() | {"evaluated": source},
+            seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
+            tables={
+                "evaluations": pd.concat([*earlier, frame], ignore_index=True),
+                "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
+            },
+            device=device_name(experiment.device),
+        )
     )
+    return folder
 
 
 # -- the steps ---------------------------------------------------------------------------------------------------
@@ -311,11 +342,10 @@ def _before(experiment: Experiment) -> str | None:
     if not (folder / "reference.parquet").is_file():
         evaluator = _evaluator(experiment, experiment.label_sets[0], ("samples", "other_texts"))
         frame, texts = measure(evaluator, model, 0, experiment.config.evaluation, names)
-        write_table(folder / "samples.parquet", texts)
-        write_table(folder / "reference.parquet", frame)
+        _write_by_first(folder / "samples.parquet", texts)
+        _write_by_first(folder / "reference.parquet", frame)
     for one in labels:
-        frame = _evaluator(experiment, one, ("pairs",)).evaluate(model, 0)
-        write_table(folder / f"{one.slug}.parquet", frame)
+        _write_by_first(folder / f"{one.slug}.parquet", _evaluator(experiment, one, ("pairs",)).evaluate(model, 0))
     del model
     _free()
     return means(read_table(folder / "reference.parquet"), 0)
@@ -469,6 +499,10 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     atomic_write(path, buffer.getvalue())
+
+
+def _write_by_first(path: Path, frame: pd.DataFrame) -> None:
+    processes.by_first(lambda: write_table(path, frame))
 
 
 def read_table(path: Path) -> pd.DataFrame:

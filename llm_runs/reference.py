@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import atomic_write
+from llm_runs import processes
 from llm_runs.config import ReferenceConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
@@ -226,7 +227,7 @@ def compute(
     """Score every pair's completions, and every sample with its next-token distributions, under the reference `model`.
 
     `completions` are scored like the pairs'. Each distinct completion is scored once. The model is left in evaluation mode; free it
-    afterwards. `others`: further parts of the key, see `reference_key`.
+    afterwards. `others`: further parts of the key, see `reference_key`. Processes of a launch share the batches, and all have the result.
     """
     model.eval()
     with_top = {sequence_digest(s.prompt_ids, s.completion_ids): (s.prompt_ids, s.completion_ids) for s in samples}
@@ -238,23 +239,27 @@ def compute(
     # Longest first: batches of similar length waste little on padding, and too large a batch fails at once.
     order = sorted(scored, key=lambda digest: (-len(scored[digest][0]) - len(scored[digest][1]), scored[digest][0]))
     scorer = Scorer(model, list(scored.values())) if scored else None
-    found: dict[bytes, tuple[Tensor, TopTokens | None]] = {}
-    for first in tqdm(range(0, len(order), config.batch_size), desc="reference log-probs", unit="batch", leave=False):
+    batches = [order[first : first + config.batch_size] for first in range(0, len(order), config.batch_size)]
+    own: dict[bytes, tuple[Tensor, TopTokens | None]] = {}
+    rounds = list(processes.own_rounds(len(batches)))
+    for batch, counts in tqdm(rounds, desc="reference log-probs", unit="batch", leave=False):
         assert scorer is not None
-        digests = sorted(order[first : first + config.batch_size], key=lambda digest: digest in with_top)
+        digests = sorted(batches[batch], key=lambda digest: digest in with_top)
         lengths = [len(scored[digest][1]) for digest in digests]
         last = sum(length for digest, length in zip(digests, lengths, strict=True) if digest in with_top)
         rows = scorer.pack([scored[digest] for digest in digests]).to(model.device)
         with autocast(model.device):
             logps, top = scorer.distributions(model, rows, config.top_k, last)
         position = last - sum(lengths)  # of the tokens with a distribution; negative before the first
-        for digest, own in zip(digests, torch.split(logps.cpu(), lengths), strict=True):
-            tokens = slice(position, position + len(own))
+        for digest, each in zip(digests, torch.split(logps.cpu(), lengths), strict=True):
+            tokens = slice(position, position + len(each))
             stored = TopTokens(top.ids[tokens].int(), top.logps[tokens], top.log_tail[tokens]).to("cpu")
-            found[digest] = own, stored if digest in with_top else None
-            position += len(own)
+            if counts:
+                own[digest] = each, stored if digest in with_top else None
+            position += len(each)
     if scorer is not None:
         scorer.release(model)
+    found = {digest: entry for part in processes.gather(own) for digest, entry in part.items()}
     tops = [top for _, top in (found[digest] for digest in order) if top is not None]
     starts, rows_before = [], 0
     for digest in order:

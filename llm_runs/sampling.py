@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import atomic_write, fingerprint
-from llm_runs import engines
+from llm_runs import engines, processes, sharding
 from llm_runs.config import SamplingConfig
 from llm_runs.engines import Drawn
 from llm_runs.errors import InputError
@@ -39,16 +39,21 @@ def sample(
     """One completion of each prompt, of at most `max_tokens` tokens, in the order of the prompts.
 
     A completion ends with the end-of-text token where the model ends by itself. The same arguments give the same samples
-    on the same device. `engine` is one of `SamplingConfig`. `description` shows a progress bar under that name.
+    on the same device. `engine` is one of `SamplingConfig`. `description` shows a progress bar under that name. Processes of a launch
+    share the batches, and all have the samples.
     """
     model.eval()
-    batches = _batches(model, tokenizer, prompts, max_tokens, seed, temperature, batch_size, engine)
+    name = engines.resolve(engine, model.device)
+    starts = range(0, len(prompts), engines.prompts_per_call(name, batch_size, len(prompts)))
+    draw = _drawer(model, tokenizer, prompts, starts.step, max_tokens, seed, temperature, batch_size, name)
     with tqdm(total=len(prompts), desc=description, unit="sample", leave=False, disable=description is None) as bar:
-        found = []
-        for batch in batches:
-            found += batch
-            bar.update(len(batch))
-    return found
+
+        def one(start: int) -> list[TokenSample]:
+            found = draw(start)
+            bar.update(len(found) * processes.size())
+            return found
+
+        return [each for part in processes.spread(starts, one) for each in part]
 
 
 def sample_to_file(
@@ -62,40 +67,53 @@ def sample_to_file(
     config: SamplingConfig,
     key: Any = None,
 ) -> list[TokenSample]:
-    """Like `sample`, into a JSONL file, a batch at a time: when interrupted, the next call continues at the next batch.
+    """Like `sample`, into a JSONL file, a batch at a time: when interrupted, the next call draws what is missing.
 
     `key` is what the samples depend on besides the arguments (which model); unfinished samples of another key are redone. What they
-    were drawn with is kept beside them, see `provenance`.
+    were drawn with is kept beside them, see `provenance`. Each process of a launch keeps what it draws; the next call, with however
+    many processes, finds it.
     """
     model.eval()
     engine = engines.resolve(config.engine, model.device)
-    partial = path.with_name(f".{path.name}.partial")
     wanted = fingerprint([key, [list(prompt) for prompt in prompts], max_tokens, seed, asdict(config), engine])
-    done = _read_partial(partial, wanted)
     size = engines.prompts_per_call(engine, config.batch_size, len(prompts))
-    done = done[: len(done) // size * size] if len(done) < len(prompts) else done
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"key": wanted}), *(_to_line(entry) for entry in done)]
-    atomic_write(partial, ("\n".join(lines) + "\n").encode())
-    batches = _batches(
-        model, tokenizer, prompts, max_tokens, seed, config.temperature, config.batch_size, engine, first=len(done)
-    )
+    partial = path.with_name(f".{path.name}.partial")
+    own = partial.with_name(f"{partial.name}-{processes.rank()}") if processes.rank() else partial
+    processes.by_first(lambda: _put_together(partial, wanted))
+    done = _read_partial(partial, wanted)
+    processes.barrier()  # nobody goes on writing before all have read
+    if own != partial:
+        _write_partial(own, wanted, {})
+    starts = [
+        start
+        for start in range(0, len(prompts), size)
+        if not all(index in done for index in range(start, min(start + size, len(prompts))))
+    ]
+    draw = _drawer(model, tokenizer, prompts, size, max_tokens, seed, config.temperature, config.batch_size, engine)
     with (
-        partial.open("a", encoding="utf-8") as file,
+        own.open("a", encoding="utf-8") as file,
         tqdm(total=len(prompts), initial=len(done), desc=f"sampling {path.stem}", unit="sample", leave=False) as bar,
     ):
-        for batch in batches:
-            file.write("".join(_to_line(entry) + "\n" for entry in batch))
-            file.flush()
-            os.fsync(file.fileno())
-            done += batch
-            bar.update(len(batch))
+        for place, counts in processes.own_rounds(len(starts)):
+            batch = draw(starts[place])
+            if counts:
+                file.write("".join(_to_line(entry, starts[place] + i) + "\n" for i, entry in enumerate(batch)))
+                file.flush()
+                os.fsync(file.fileno())
+            bar.update(len(batch) * processes.size())
+    processes.barrier()
     about = {"engine": engine, "version": engines.version(engine), "seed": seed, "temperature": config.temperature}
-    about |= {"batch_size": config.batch_size, "max_tokens": max_tokens, "samples": len(done)}
-    atomic_write(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
-    write_samples(path, done)  # last, because it stands for both
-    partial.unlink()
-    return done
+    about |= {"batch_size": config.batch_size, "max_tokens": max_tokens, "samples": len(prompts)}
+
+    def finish() -> None:
+        _put_together(partial, wanted)
+        found = _read_partial(partial, wanted)
+        atomic_write(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
+        write_samples(path, [found[index] for index in range(len(prompts))])  # last, because it stands for both
+        partial.unlink()
+
+    processes.by_first(finish)
+    return read_samples(path)
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -133,38 +151,40 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7])
 
 
-def _batches(
+def _drawer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
+    size: int,
     max_tokens: int,
     seed: int,
     temperature: float,
     batch_size: int,
     engine: str,
-    first: int = 0,
-) -> Iterator[list[TokenSample]]:
+) -> Callable[[int], list[TokenSample]]:
+    """What draws the completions of `size` prompts from a given place on."""
     ends = _end_tokens(model, tokenizer)
-    name = engines.resolve(engine, model.device)
-    draw = engines.ENGINES.get(name, _loop)
-    size = engines.prompts_per_call(name, batch_size, len(prompts))
-    for start in range(first, len(prompts), size):
-        batch = prompts[start : start + size]
+    draw = engines.ENGINES.get(engine, _loop)
+
+    def batch(start: int) -> list[TokenSample]:
+        some = prompts[start : start + size]
         drawn = draw(
             model,
             tokenizer,
-            batch,
+            some,
             max_tokens=max_tokens,
             temperature=temperature,
             ends=ends,
-            # Each batch has its own seed, so that a resumed run draws what an uninterrupted one would have drawn.
+            # Each batch has its own seed: whoever draws it, and whenever, draws the same.
             seed=derived_seed(seed, start),
             slots=batch_size,
         )
-        yield [
+        return [
             _finish(tokenizer, prompt, ids, token_logps, ends)
-            for prompt, (ids, token_logps) in zip(batch, drawn, strict=True)
+            for prompt, (ids, token_logps) in zip(some, drawn, strict=True)
         ]
+
+    return batch
 
 
 def _loop(
@@ -207,6 +227,7 @@ def _decode(
     end_ids = torch.tensor(sorted(ends), device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     past: Any = None
+    sharded = sharding.is_sharded(model)
     tokens, logps = [], []
     for _ in range(max_tokens):
         output = model(
@@ -223,7 +244,8 @@ def _decode(
         tokens.append(token)
         logps.append(logits.log_softmax(-1).gather(-1, token))
         ended |= torch.isin(token[:, 0], end_ids)
-        if ended.all():
+        # Sharded weights are gathered by all processes at every step, until the last one's completions have ended.
+        if processes.all_of(bool(ended.all()), device) if sharded else bool(ended.all()):
             break
         ids, positions = token, positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
@@ -248,30 +270,51 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     return {tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}
 
 
-def _to_line(entry: TokenSample) -> str:
-    return json.dumps(asdict(entry), ensure_ascii=False)
+def _to_line(entry: TokenSample, index: int | None = None) -> str:
+    return json.dumps(asdict(entry) if index is None else {"index": index, **asdict(entry)}, ensure_ascii=False)
 
 
 def _from_line(line: str) -> TokenSample:
-    values = json.loads(line)
+    return _sample(json.loads(line))
+
+
+def _sample(values: dict[str, Any]) -> TokenSample:
     values["prompt_ids"], values["completion_ids"] = tuple(values["prompt_ids"]), tuple(values["completion_ids"])
     return TokenSample(**values)
 
 
-def _read_partial(path: Path, wanted: str) -> list[TokenSample]:
-    """What an interrupted run of the same key left; a torn last line is dropped."""
+def _put_together(partial: Path, wanted: str) -> None:
+    """Into one file what processes left of interrupted calls of the same key, or nothing where there is none."""
+    found: dict[int, TokenSample] = {}
+    others = sorted(partial.parent.glob(f"{partial.name}-*"))
+    for each in (partial, *others):
+        found |= _read_partial(each, wanted)
+    _write_partial(partial, wanted, found)
+    for each in others:
+        each.unlink()
+
+
+def _write_partial(path: Path, wanted: str, samples: Mapping[int, TokenSample]) -> None:
+    lines = [json.dumps({"key": wanted}), *(_to_line(entry, index) for index, entry in samples.items())]
+    atomic_write(path, ("\n".join(lines) + "\n").encode())
+
+
+def _read_partial(path: Path, wanted: str) -> dict[int, TokenSample]:
+    """By their place: what an interrupted call of the same key left; a torn last line is dropped."""
     if not path.is_file():
-        return []
+        return {}
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         if json.loads(header) != {"key": wanted}:
-            return []
+            return {}
     except ValueError:
-        return []
-    samples = []
+        return {}
+    samples: dict[int, TokenSample] = {}
     for line in lines:
         try:
-            samples.append(_from_line(line))
+            values = json.loads(line)
+            index = int(values.pop("index"))
+            samples[index] = _sample(values)
         except (ValueError, TypeError, KeyError):
             break
     return samples

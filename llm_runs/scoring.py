@@ -91,13 +91,16 @@ class Scorer:
         """Scores of every completion token. `top`: reference distributions of the last T_k of them, ids and logps (T_k, K)."""
         if self.head is None:
             return _scores(self._logits(model, rows).flatten(0, 1)[rows.source], rows.targets, top, collisions)
-        return self._read(
+        scores, output = self._read(
             model,
             rows,
             lambda head, hidden: head.scores(
                 hidden, rows.targets, top, collisions=collisions, kept_bytes=self.kept_bytes
             ),
+            lambda scores: scores.logps,
         )
+        logps: Tensor = _Through.apply(scores.logps, output)  # type: ignore[no-untyped-call]
+        return replace(scores, logps=logps)
 
     @torch.no_grad()
     def distributions(self, model: Any, rows: Rows, k: int, last: int) -> tuple[Tensor, TopTokens]:
@@ -106,14 +109,21 @@ class Scorer:
         if self.head is None:
             logits = self._logits(model, rows).flatten(0, 1)[rows.source]
             return _scores(logits, rows.targets, None, False).logps, top_tokens(logits[first:], k)
-        return self._read(
+        found, _ = self._read(
             model,
             rows,
             lambda head, hidden: (head.scores(hidden, rows.targets).logps, head.top_tokens(hidden[first:], k)),
+            lambda found: found[0],
         )
+        return found
 
-    def _read(self, model: Any, rows: Rows, read: Callable[[Head, Tensor], T]) -> T:
-        """What `read` makes of the head and the hidden states (T, d), within the model's own forward: there, wrappers have its weights."""
+    def _read(
+        self, model: Any, rows: Rows, read: Callable[[Head, Tensor], T], logps: Callable[[T], Tensor]
+    ) -> tuple[T, Tensor]:
+        """What `read` makes of the head and the hidden states (T, d), within the model's own forward: there, wrappers have its weights.
+
+        Also the model's output, which has no columns but depends on the `logps` of what was read: see `_Through`.
+        """
         assert self.head is not None
         linear = _plain(model).get_output_embeddings()
         head = replace(self.head, linear=linear)
@@ -121,11 +131,11 @@ class Scorer:
 
         def in_place_of_logits(hidden: Tensor) -> Tensor:
             found.append(read(head, hidden.flatten(0, 1)[rows.source]))
-            return hidden.new_empty(len(hidden), 0, linear.out_features)
+            return logps(found[0])[:0].to(hidden.dtype).view(len(hidden), 0, linear.out_features)
 
         with _replaced_forward(linear, in_place_of_logits):
-            self._logits(model, rows)
-        return found[0]
+            output = self._logits(model, rows)
+        return found[0], output
 
     def _logits(self, model: Any, rows: Rows) -> Tensor:
         plain = _plain(model)
@@ -160,6 +170,23 @@ class Scorer:
             finally:
                 self.release(model)
         return reason
+
+
+class _Through(torch.autograd.Function):
+    """`logps` as they are; but backward, the gradient passes the model's output before it reaches the head.
+
+    Wrappers wait for the gradient of a module's output to gather its weights (FSDP2, ZeRO-3) and look from the output for what was used
+    (DDP): without this edge the head's backward pass would find weights that have been given away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logps: Tensor, output: Tensor) -> Tensor:
+        ctx.empty = torch.empty_like(output)
+        return logps.view_as(logps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, ctx.empty
 
 
 class _Probe:

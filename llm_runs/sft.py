@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from llm_runs import processes, sharding
 from llm_runs.config import SFTConfig
+from llm_runs.errors import InputError
 from llm_runs.examples import TokenSample
 from llm_runs.logprobs import CompletionBatch, collate, completion_logits, token_logps
 from llm_runs.progress import show_progress
@@ -36,18 +38,35 @@ def windows(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: i
 
 
 def train(
-    model: PreTrainedModel, samples: Sequence[TokenSample], config: SFTConfig, *, seed: int, checkpoints: Path
+    model: PreTrainedModel,
+    samples: Sequence[TokenSample],
+    config: SFTConfig,
+    *,
+    seed: int,
+    checkpoints: Path,
+    shard: sharding.Sharding = "none",
 ) -> list[tuple[int, float]]:
     """Fine-tune `model` in place on the completions; returns (step, mean loss per token in nats).
 
-    Continues from the last whole checkpoint in the folder `checkpoints`.
+    Continues from the last whole checkpoint in the folder `checkpoints`. `shard`: as `TrainingConfig.sharding`.
+
+    Raises:
+        InputError: the processes cannot share the batch evenly.
     """
+    processes.join()
+    size = processes.size()
+    if problem := processes.uneven("sft.batch_size", config.batch_size, size, "the number of processes"):
+        raise InputError(problem)
+    micro = config.micro_batch_size or config.batch_size // size
+    what = "sft.micro_batch_size times the number of processes"
+    if problem := processes.uneven("sft.batch_size", config.batch_size, micro * size, what):
+        raise InputError(problem)
     on_cuda = model.device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.steps,
-        per_device_train_batch_size=config.micro_batch_size or config.batch_size,
-        gradient_accumulation_steps=config.batch_size // (config.micro_batch_size or config.batch_size),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * size),
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
@@ -59,17 +78,19 @@ def train(
         save_total_limit=1,
         seed=seed,
         data_seed=seed,
-        use_cpu=model.device.type == "cpu",
         bf16=on_cuda,
         report_to=[],
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        use_cpu=model.device.type == "cpu",
+        **sharding.arguments(shard),
     )
     trainer = _Trainer(model=model, args=arguments, train_dataset=list(samples), data_collator=_collate)
     show_progress(trainer, "fine-tuning")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    trainer.train(resume_from_checkpoint=processes.gather(last_checkpoint(checkpoints))[0])
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
@@ -91,18 +112,29 @@ def clear_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
-    """The loss is the negative log-likelihood per completion token of the forward pass, and the mean of these over a batch."""
+class _Trainer(sharding.ShardedTrainer):
+    """The loss is the negative log-likelihood per completion token of a step, however the step is cut into forward passes."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides it by the accumulation steps
+        self.model_accepts_loss_kwargs = True  # the passes' losses add up: the Trainer divides them by nothing
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], int]:
+        """The forward passes of a step, and the completion tokens of all of them, in all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(processes.gather(sum(int(each["batch"].lengths.sum()) for each in batches)))
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **unused: Any
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         batch = inputs["batch"].to(self.args.device)
-        loss: Tensor = -token_logps(completion_logits(model, batch), batch).sum() / batch.lengths.sum()
+        # Data parallelism takes the mean of the processes' gradients where their sum is wanted.
+        share = processes.size() / num_items_in_batch
+        loss: Tensor = -token_logps(completion_logits(model, batch), batch).sum() * share
         return loss
 
 

@@ -30,16 +30,16 @@ from torch import Tensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import failures, guards, kernels, memory, reporting
+from llm_runs import failures, guards, kernels, memory, processes, reporting, sharding
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.global_batch import gathered, rows
 from llm_runs.microbatches import (
     FROM_DISTRIBUTIONS,
     FROM_LOGPS,
@@ -111,7 +111,13 @@ def train(
             is not finite, or a policy too far from the reference (`config.kl_limit`): the batch is saved in `out` and the
             last good checkpoint kept; too little memory; checkpoints in `out` that belong to another training.
     """
+    processes.join()
     reporting.check(config.report_to)
+    if config.sharding != "none" and (config.lora or config.reference == "live"):
+        raise TrainingError(
+            f"training.sharding={config.sharding} is for full fine-tuning with stored reference log-probs: with training.lora or "
+            "training.reference=live set it to none, a copy of the model in every process"
+        )
     if objective.needs_temperature:
         raise TrainingError(f"{objective.label}: resolve temperature='auto' first (objective.with_temperature(number))")
     needs = needs_in_training(objective, candidates=bool(candidates), unpaired=bool(unpaired))
@@ -141,13 +147,16 @@ def train(
             "raise reference.samples, or lower training.steps or training.reference_batch_size",
             stacklevel=2,
         )
-    if any(term.coupled for term in objective.terms) and data.per_step > 1:
+    if any(term.coupled for term in objective.terms) and (passes := data.per_step // processes.size()) > 1:
         raise TrainingError(
-            f"{objective.label} takes means over its batch, so a step in {data.per_step} forward passes would be another objective: "
-            f"let training.micro_batch_size be training.batch_size ({config.batch_size})"
+            f"{objective.label} takes means over its batch, so a step in {passes} forward passes would be another objective: "
+            f"let training.micro_batch_size be {config.batch_size // processes.size()}, all of a step's pairs"
+            f"{' of a process' if processes.size() > 1 else f' (training.batch_size, {config.batch_size})'}"
         )
     checkpoints = out / "checkpoints"
-    resume_from = _resumable(checkpoints, _identity(objective, data, config, seed)) if config.save_every else None
+    resume_from = None
+    if config.save_every:  # all from the same, also where a shared folder shows new files late
+        resume_from = processes.gather(_resumable(checkpoints, _identity(objective, data, config, seed)))[0]
 
     live = _LiveReference(model, config) if FROM_LOGPS & needs and config.reference == "live" else None
     disable_dropout(model)
@@ -168,7 +177,7 @@ def train(
         callbacks=[
             failures.KeepLastGood(checkpoints),
             steps := _Steps(evaluate, evaluate_at, scorer),
-            *reporting.callbacks(config.report_to, out),
+            *(reporting.callbacks(config.report_to, out) if processes.is_first() else ()),
         ],
     )
     show_progress(trainer, objective.label)
@@ -192,8 +201,8 @@ def clear_checkpoints(out: Path) -> None:
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-class _PreferenceTrainer(Trainer):  # type: ignore[misc]
-    """The Trainer with an objective's loss, and its parts in the log."""
+class _PreferenceTrainer(sharding.ShardedTrainer):
+    """The Trainer with an objective's loss, and its parts in the log. With several processes all see the loss of the whole batch."""
 
     objective: objectives.Objective
     scorer: Scorer
@@ -212,7 +221,8 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         microbatch = unpack(inputs)
-        batches = self._batches(model, microbatch)
+        batches = gathered(self._batches(model, microbatch))
+        noted = microbatch.sample_ref_logps
         step = int(self.state.global_step)
         if step == 0 and self.starts_as_reference:
             _check_start(batches, self.accelerator.mixed_precision != "no" or self.model.dtype == torch.bfloat16)
@@ -221,7 +231,7 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
             loss = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(loss):
                 raise objectives.ObjectiveError(f"the loss is {loss.item()}")
-            kl = guards.kl_per_token(batches, microbatch.sample_ref_logps)
+            kl = guards.kl_per_token(batches, None if noted is None else rows(noted))
             if too_far := guards.beyond(kl, self.kl_limit):
                 raise objectives.ObjectiveError(too_far)
         except objectives.ObjectiveError as error:
@@ -296,12 +306,12 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and self._parts:
             names = list(self._parts[0])
             values = torch.stack([torch.stack([part[name].float() for name in names]) for part in self._parts]).mean(0)
-            values = self.accelerator.reduce(values, reduction="mean")
             logs |= dict(zip(names, values.tolist(), strict=True))
+            used = processes.gather((self.steps.cpu_seconds, float(peak_memory_bytes(self.args.device))))
             logs |= {
                 "step_seconds": self.steps.seconds,
-                "step_cpu_seconds": self.steps.cpu_seconds,
-                "peak_memory_bytes": float(peak_memory_bytes(self.args.device)),
+                "step_cpu_seconds": sum(seconds for seconds, _ in used),
+                "peak_memory_bytes": max(size for _, size in used),
             }
             self._parts.clear()
             if not math.isfinite(logs.get("grad_norm", 0.0)):
@@ -315,7 +325,11 @@ class _PreferenceTrainer(Trainer):  # type: ignore[misc]
         """The error for a failed step; its batch is written, and of the checkpoints the last good one kept."""
         examples = self.train_dataset.examples(int(inputs["index"]))
         about = {"step": step, "objective": self.objective.label, "reason": reason}
-        path = failures.save_batch(self.out, inputs, examples, about, self.processing_class)
+        number = processes.rank()  # all processes see the failure, and each writes its own part of the batch
+        path = failures.save_batch(
+            self.out / f"process-{number}" if number else self.out, inputs, examples, about, self.processing_class
+        )
+        processes.barrier()
         kept = failures.keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
         return TrainingError(
             f"training stopped at step {step} of {self.objective.label}: {reason}. {kept}; the batch is in {path}. "
@@ -387,7 +401,7 @@ def _arguments(
     model: PreTrainedModel, config: TrainingConfig, per_step: int, seed: int, folder: Path
 ) -> TrainingArguments:
     device = model.device.type
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=1,  # one item is one microbatch
@@ -398,7 +412,6 @@ def _arguments(
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=device == "cuda",
-        use_cpu=device == "cpu",
         train_sampling_strategy="sequential",  # the data set is already in its order
         remove_unused_columns=False,
         dataloader_pin_memory=device == "cuda",
@@ -407,18 +420,15 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or 500,
+        ddp_find_unused_parameters=False,  # every weight has a part in every loss
         report_to=reporting.passed_on(config.report_to) or "none",
         use_liger_kernel=config.kernels == "liger",
         liger_kernel_config=kernels.LIGER,
         seed=seed,
+        gradient_accumulation_steps=per_step // processes.size(),
+        use_cpu=device == "cpu",
+        **sharding.arguments(config.sharding),
     )
-    if per_step % arguments.world_size:
-        raise TrainingError(
-            f"{arguments.world_size} processes cannot share the {per_step} forward passes of a step evenly: "
-            "change training.micro_batch_size or the number of processes"
-        )
-    arguments.gradient_accumulation_steps = per_step // arguments.world_size
-    return arguments
 
 
 def _check_lengths(model: PreTrainedModel, data: Microbatches) -> None:

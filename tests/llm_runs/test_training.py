@@ -552,7 +552,7 @@ def test_an_infinite_gradient_stops_training(stored: ReferenceLogps, tmp_path: P
         ),
         (
             {"config": replace(CONFIG, micro_batch_size=2, reference_batch_size=6)},
-            r"reference_batch_size \(6\) must be a multiple of the 4",
+            r"reference_batch_size \(6\) must be a multiple of the forward passes of a step, 4: the nearest is 4 or 8",
         ),
     ],
 )
