@@ -68,6 +68,8 @@ class SweepConfig(Checked):
         source = find(path, SHIPPED)
         values = read_yaml(source)
         values.setdefault("name", source.stem)
+        if (beside := source.parent / str(values.get("config"))).is_file():
+            values["config"] = str(beside)
         try:
             sweep: Self = build(cls, values, "")
             if not sweep.config:

@@ -46,6 +46,10 @@ class _Worker:
     """Does tasks in this process. Experiments are kept between them, with what they have loaded."""
 
     def __init__(self, out: Path) -> None:
+        # Loaded here and not with this module, which the command needs too; the seconds that it takes are no task's.
+        from llm_runs import pipeline, progress  # noqa: F401
+
+        progress.quiet()
         self.folder = Folder(out)
         plan = self.folder.plan()
         self.tasks: dict[str, Task] = plan["tasks"]
@@ -83,10 +87,9 @@ class _Worker:
 
     def _do(self, task: Task) -> str | None:
         print(f"-- {task.title}, {time.strftime('%F %T')}, process {os.getpid()} on {socket.gethostname()}", flush=True)
-        from llm_runs import account, pipeline, progress
+        from llm_runs import account, pipeline
         from llm_runs.sweeps import stages
 
-        progress.quiet()
         if task.after is not None:
             if not self.folder.done(self.tasks[task.after]):
                 raise InputError(f"waits for {task.after}, which is not done")

@@ -270,6 +270,12 @@ def test_strengths_are_those_of_each_objective(tmp_path: Path) -> None:
     assert sweep.configs["faster"].training.learning_rate == 2e-3
 
 
+def test_the_configuration_may_lie_beside_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(RunConfig.load("tiny", ["training.batch_size=6"]).to_dict()))
+    sweep = SweepConfig.load(write(tmp_path, config="mine.yaml", set=None, objectives=["dpo"]))
+    assert sweep.configs["faster"].training.batch_size == 6
+
+
 def test_labels_of_one_name_and_two_temperatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = {"a": {"labels": [{"name": "l", "temperature": 1}]}, "b": {"labels": [{"name": "l", "temperature": 2}]}}
     assert main(["sweep", str(write(tmp_path, data=data)), "--out", str(tmp_path / "out")]) == 2
