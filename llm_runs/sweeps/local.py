@@ -164,13 +164,17 @@ def _ended(state: State | None, key: str, said: str) -> State:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let a request to end (SIGTERM) do what Ctrl-C does: the jobs are told to stop, too."""
+    """Let a request to end (SIGTERM) do what Ctrl-C does: the jobs are told to stop, too.
+
+    They are told by SIGINT, which a command that was started in the background ignores, and its jobs with it, unless it is taken up here.
+    """
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
