@@ -186,7 +186,7 @@ class TabularAnswer(Answer):
 
 def assemble(problem: Bandit, objective: Objective, answer: TabularAnswer, shape: torch.Size) -> Solution:
     """The answer given the leading dimensions ``shape``; the objective is the flattened batch's."""
-    whole = vars(answer)
+    whole: dict[str, Tensor] = vars(answer)
 
     def joined(name: str) -> Tensor:
         flat = whole[name]
