@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("trl")
 from benchmarks import __main__ as command
-from benchmarks import training
+from benchmarks import training, training_steps
 
 
 def test_longest_sequence_between_and_beyond_the_measured_lengths() -> None:
@@ -22,7 +22,7 @@ def test_longest_sequence_between_and_beyond_the_measured_lengths() -> None:
 
 
 def test_ratios_and_targets(capsys: pytest.CaptureFixture[str]) -> None:
-    variants = [*training.TRL, *training.OURS]
+    variants = [*training_steps.TRL, *training_steps.OURS]
     steps = pd.DataFrame(
         [
             (shape, variant, 0, step, seconds, 0.0)
