@@ -37,6 +37,12 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_no_page_holds_the_marks_of_an_unfinished_merge() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert len(pages) > 15
+    assert not [page.name for page in pages if re.search(r"^(<{7} |={7}$|>{7} )", page.read_text(), flags=re.MULTILINE)]
+
+
 def test_the_first_example_prints_what_the_page_says(tmp_path: Path) -> None:
     printed = run([sys.executable, "-c", block("python", "from toy_bandits import")], tmp_path)
     assert printed == block("text", "not_unique")

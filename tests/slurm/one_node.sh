@@ -9,7 +9,7 @@
 # Two partitions on the one node: `low`, whose jobs are preempted and queued again for those of `high`.
 set -euo pipefail
 
-folder=${SLURM_TEST_FOLDER:-/tmp/one_node_slurm}
+folder=/run/one_node_slurm  # gone with the next start of the machine
 cpus=$(nproc)
 
 start() {
