@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import resource
 import shutil
@@ -37,6 +36,7 @@ from tqdm.auto import tqdm
 import objectives
 from analysis.records import atomic_write, code_version, write_run
 from benchmarks.kept import Kept
+from benchmarks.own_process import EndedEarly, in_a_process
 from llm_runs import data, models, texts, training
 from llm_runs.config import DataConfig, ReadingConfig, TrainingConfig
 from llm_runs.data.store import StoredPairs
@@ -148,32 +148,18 @@ def _anonymous() -> int:
     return 1024 * int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0])
 
 
-def _send(sender: Any, part: str, source: Path, folder: Path) -> None:
+def _watched(part: str, source: Path, folder: Path) -> dict[str, Any]:
     start = time.process_time()
     with _Watch() as watch:
         count = PARTS[part](source, folder)
-    sender.send(Measured(watch.peak - watch.before, time.process_time() - start, count))
+    return asdict(Measured(watch.peak - watch.before, time.process_time() - start, count))
 
 
-def _in_a_process(part: str, source: Path, folder: Path) -> Measured:
-    """Forked from a server that has loaded the libraries and done nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.data"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, part, source, folder))
-    process.start()
-    sender.close()
+def _measured(part: str, source: Path, folder: Path) -> Any:
     try:
-        found: Measured = receiver.recv()
-    except EOFError:
-        process.join()
-        raise SystemExit(f"error: {part}: its process ended with exit code {process.exitcode}") from None
-    process.join()
-    return found
-
-
-def _measured(part: str, source: Path, folder: Path) -> dict[str, Any]:
-    return asdict(_in_a_process(part, source, folder))
+        return in_a_process(_watched, part, source, folder, libraries=["benchmarks.data"])
+    except EndedEarly as error:
+        raise SystemExit(f"error: {part}: {error}") from None
 
 
 def main(given: list[str] | None = None) -> int:

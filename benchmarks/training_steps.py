@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import tempfile
 import time
@@ -11,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
 from transformers.utils import is_liger_kernel_available
 
 import objectives
+from benchmarks.own_process import EndedEarly, in_a_process
 from llm_runs.config import ReferenceConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
@@ -272,23 +271,16 @@ def _measured(case: Case, variant: str, steps: int) -> Measured | str:
 
 
 def _in_a_process(case: Case, variant: str, steps: int) -> Measured | str:
-    """Forked from a server that has loaded the libraries and done nothing else: loading them takes longer than some of the steps."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.training_steps", "datasets", "trl"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, case, variant, steps))
-    process.start()
-    sender.close()
     try:
-        found: Measured | str = receiver.recv()
-    except EOFError:
-        found = ""
-    process.join()
-    return found or f"its process ended with exit code {process.exitcode}"
+        found: Measured | str = in_a_process(
+            _silently, case, variant, steps, libraries=["benchmarks.training_steps", "datasets", "trl"]
+        )
+    except EndedEarly as error:
+        return str(error)
+    return found
 
 
-def _send(sender: Connection, case: Case, variant: str, steps: int) -> None:
-    """The measurement, without what the trainers print."""
+def _silently(case: Case, variant: str, steps: int) -> Measured | str:
+    """Without what the trainers print."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        found = _measured(case, variant, steps)
-    sender.send(found)
+        return _measured(case, variant, steps)

@@ -18,7 +18,7 @@ from llm_runs.account import duration
 from llm_runs.errors import InputError
 from llm_runs.sweeps.batches import Batch, batches, runs_per_job
 from llm_runs.sweeps.spec import SweepConfig
-from llm_runs.sweeps.states import Folder, State, Task, check_locks, locked
+from llm_runs.sweeps.states import Folder, State, Task, only_command
 from llm_runs.sweeps.work import Job, output_in
 
 _POLL = 0.1  # seconds between looks at the jobs
@@ -31,12 +31,7 @@ def carry_out(sweep: SweepConfig, out: Path, tasks: list[Task], say: Callable[[s
     Raises InputError: some tasks failed (which ones is said), another command is at work in the folder, or locks do not work.
     """
     folder = Folder(out)
-    if locks:
-        check_locks(folder.own)
-    with locked(folder.own / "sweep.lock", wait=False, use=locks) as free:
-        if not free:
-            raise InputError(f"another command is doing this sweep: wait for it, or see `sweep-status {out}`")
-        folder.write_plan(sweep.name, tasks, locks=locks)
+    with only_command(folder, sweep.name, tasks, locks=locks):
         _Local(sweep, folder, tasks, say).run()
 
 

@@ -16,7 +16,7 @@ from llm_runs.errors import InputError
 from llm_runs.sweeps import queue
 from llm_runs.sweeps.batches import Batch, batches
 from llm_runs.sweeps.spec import SweepConfig
-from llm_runs.sweeps.states import Folder, Task, check_locks, locked
+from llm_runs.sweeps.states import Folder, Task, only_command
 from llm_runs.sweeps.work import Job
 
 _PARALLEL = 256  # jobs of an array at a time, where the sweep does not say
@@ -33,12 +33,7 @@ def submit(sweep: SweepConfig, out: Path, tasks: list[Task], say: Callable[[str]
             "--slurm: there is no sbatch on this machine; give the command on a login node, or without --slurm"
         )
     folder = Folder(out.resolve())
-    if locks:
-        check_locks(folder.own)
-    with locked(folder.own / "sweep.lock", wait=False, use=locks) as free:
-        if not free:
-            raise InputError(f"another command is doing this sweep: wait for it, or see `sweep-status {out}`")
-        folder.write_plan(sweep.name, tasks, locks=locks)
+    with only_command(folder, sweep.name, tasks, locks=locks):
         done = {task.id for task in tasks if folder.done(task)}
         jobs = queue.submitted(folder)
         there = queue.queued(folder)  # by task

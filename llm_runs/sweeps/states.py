@@ -187,6 +187,22 @@ def check_locks(folder: Path) -> None:
         raise LockError(_without_locks(path, "two processes got the same lock"))
 
 
+@contextlib.contextmanager
+def only_command(folder: Folder, sweep: str, tasks: Sequence[Task], *, locks: bool) -> Iterator[None]:
+    """Be the one command that does this sweep, its plan written. `locks`: False to do without them.
+
+    Raises:
+        LockError: another command does it, or locks do not work here.
+    """
+    if locks:
+        check_locks(folder.own)
+    with locked(folder.own / "sweep.lock", wait=False, use=locks) as free:
+        if not free:
+            raise LockError(f"another command is doing this sweep: wait for it, or see `sweep-status {folder.out}`")
+        folder.write_plan(sweep, tasks, locks=locks)
+        yield
+
+
 def _without_locks(path: Path, reason: str) -> str:
     return (
         f"locks do not work in {path.parent} ({reason}): put --out on another file system (NFS: version 4; Lustre: mounted with flock), "

@@ -20,7 +20,7 @@ from launch import launch
 from test_training import CONFIG, PAIRS, SAMPLES, TEXTS, VOCABULARY, llama
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import find_runs
@@ -60,18 +60,7 @@ class Cut(Exception):
 
 
 def tied() -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).double().eval()
+    return llama(tied=True, seed=1)
 
 
 def trained(

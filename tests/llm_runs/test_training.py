@@ -58,9 +58,9 @@ DPO = objectives.get("dpo", beta=0.1)
 MAXPO = objectives.get("maxpo", beta=0.1, temperature=2.0)
 
 
-def llama() -> PreTrainedModel:
+def llama(*, tied: bool = False, seed: int = 0) -> PreTrainedModel:
     """Double precision, so that two computations of the same thing agree to many digits."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -69,6 +69,7 @@ def llama() -> PreTrainedModel:
         num_attention_heads=2,
         max_position_embeddings=32,
         initializer_range=0.3,
+        tie_word_embeddings=tied,
     )
     return LlamaForCausalLM(config).double().eval()
 
