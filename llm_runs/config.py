@@ -118,6 +118,9 @@ class SamplingConfig(_Checked):
     """Sampling of completions: from the reference in advance, and of the policy's rollouts in online runs."""
 
     temperature: float = _number(1.0, above=0)
+    # Of the pairs alone: 1 draws them from the whole reference, less from its nucleus, the most probable next tokens that together
+    # have this mass, so that pairs show a part of the support only. Samples that stand for the reference are always whole.
+    top_p: float = _number(1.0, above=0, at_most=1)
     pairs_per_prompt: int = _number(1, above=0)  # from twice as many completions
     batch_size: int = _number(64, above=0)  # sequences at a time
     # The plain loop, transformers' continuous batching, vLLM; auto: on a GPU vLLM if installed, else continuous, on a CPU the loop.
@@ -357,10 +360,10 @@ class RunConfig(_Checked):
                     "training.reference_samples is 'pairs', which is right only where the reference itself sampled the pairs of "
                     "data.preferences: if it did, say so with data.preferences_from_reference=true, else use 'own'"
                 )
-            if self.data.preferences is None and self.sampling.temperature != 1:
+            if self.data.preferences is None and (self.sampling.temperature, self.sampling.top_p) != (1, 1):
                 raise ConfigError(
-                    f"training.reference_samples is 'pairs', but they are sampled at temperature {self.sampling.temperature:g}, so not "
-                    "from the reference itself: let sampling.temperature be 1, or use 'own'"
+                    f"training.reference_samples is 'pairs', but they are sampled at temperature {self.sampling.temperature:g} and top_p "
+                    f"{self.sampling.top_p:g}, so not from the reference itself: let both be 1, or use 'own'"
                 )
         if max(self.evaluation.at, default=0) > self.training.steps:
             raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")

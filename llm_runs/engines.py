@@ -1,7 +1,7 @@
 """Engines beside the plain loop of `sampling`: transformers' continuous batching, and vLLM.
 
 An engine draws one completion of each prompt from the policy's distribution over the whole vocabulary, and gives its token ids (up to
-and with an end) and their log-probabilities at temperature 1, whatever temperature it drew at.
+and with an end) and their log-probabilities at temperature 1, whatever temperature and nucleus it drew from.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Engine(Protocol):
         *,
         max_tokens: int,
         temperature: float,
+        top_p: float,
         ends: Collection[int],
         seed: int,
         slots: int,
@@ -87,6 +88,7 @@ def continuous(
     *,
     max_tokens: int,
     temperature: float,
+    top_p: float,
     ends: Collection[int],
     seed: int,
     slots: int,
@@ -119,7 +121,7 @@ def continuous(
         do_sample=True,
         temperature=temperature,
         top_k=0,
-        top_p=1.0,
+        top_p=top_p,
         max_new_tokens=max_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=min(ends),
@@ -141,7 +143,7 @@ def continuous(
             manager.destroy()
     _check([found.get(name) for name in names])
     drawn = [(found[name].generated_tokens, found[name].logprobs) for name in names]
-    return drawn if temperature == 1.0 else _rescored(model, prompts, [ids for ids, _ in drawn], slots)
+    return drawn if temperature == top_p == 1.0 else _rescored(model, prompts, [ids for ids, _ in drawn], slots)
 
 
 def vllm(
@@ -151,6 +153,7 @@ def vllm(
     *,
     max_tokens: int,
     temperature: float,
+    top_p: float,
     ends: Collection[int],
     seed: int,
     slots: int,
@@ -185,7 +188,7 @@ def vllm(
         settings = [
             SamplingParams(
                 temperature=temperature,
-                top_p=1.0,
+                top_p=top_p,
                 top_k=-1,
                 max_tokens=max_tokens,
                 stop_token_ids=sorted(ends),

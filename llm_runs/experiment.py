@@ -313,8 +313,8 @@ class Experiment:
 
     @property
     def _exact(self) -> SamplingConfig:
-        """Of samples that stand for the reference itself: its own distribution, whatever temperature pairs are sampled at."""
-        return replace(self.config.sampling, temperature=1.0)
+        """Of samples that stand for the reference itself: its own distribution, however pairs are sampled."""
+        return replace(self.config.sampling, temperature=1.0, top_p=1.0)
 
     def missing_samples(self) -> list[str]:
         """Names of the files of samples that are still to be drawn."""

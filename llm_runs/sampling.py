@@ -32,6 +32,7 @@ def sample(
     max_tokens: int,
     seed: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     batch_size: int = 64,
     engine: str = "transformers",
     description: str | None = None,
@@ -45,7 +46,7 @@ def sample(
     model.eval()
     name = engines.resolve(engine, model.device)
     starts = range(0, len(prompts), engines.prompts_per_call(name, batch_size, len(prompts)))
-    draw = _drawer(model, tokenizer, prompts, starts.step, max_tokens, seed, temperature, batch_size, name)
+    draw = _drawer(model, tokenizer, prompts, starts.step, max_tokens, seed, temperature, top_p, batch_size, name)
     with tqdm(total=len(prompts), desc=description, unit="sample", leave=False, disable=description is None) as bar:
 
         def one(start: int) -> list[TokenSample]:
@@ -89,7 +90,8 @@ def sample_to_file(
         for start in range(0, len(prompts), size)
         if not all(index in done for index in range(start, min(start + size, len(prompts))))
     ]
-    draw = _drawer(model, tokenizer, prompts, size, max_tokens, seed, config.temperature, config.batch_size, engine)
+    how = config.temperature, config.top_p, config.batch_size, engine
+    draw = _drawer(model, tokenizer, prompts, size, max_tokens, seed, *how)
     with (
         own.open("a", encoding="utf-8") as file,
         tqdm(total=len(prompts), initial=len(done), desc=f"sampling {path.stem}", unit="sample", leave=False) as bar,
@@ -103,7 +105,7 @@ def sample_to_file(
             bar.update(len(batch) * processes.size())
     processes.barrier()
     about = {"engine": engine, "version": engines.version(engine), "seed": seed, "temperature": config.temperature}
-    about |= {"batch_size": config.batch_size, "max_tokens": max_tokens, "samples": len(prompts)}
+    about |= {"top_p": config.top_p, "batch_size": config.batch_size, "max_tokens": max_tokens, "samples": len(prompts)}
 
     def finish() -> None:
         _put_together(partial, wanted)
@@ -117,7 +119,10 @@ def sample_to_file(
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """What a file of samples was drawn with: engine, version, seed, temperature, batch_size, max_tokens, samples; empty if unknown."""
+    """What a file of samples was drawn with; empty if unknown.
+
+    Keys: engine, version, seed, temperature, top_p, batch_size, max_tokens, samples.
+    """
     try:
         found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -159,6 +164,7 @@ def _drawer(
     max_tokens: int,
     seed: int,
     temperature: float,
+    top_p: float,
     batch_size: int,
     engine: str,
 ) -> Callable[[int], list[TokenSample]]:
@@ -174,6 +180,7 @@ def _drawer(
             some,
             max_tokens=max_tokens,
             temperature=temperature,
+            top_p=top_p,
             ends=ends,
             # Each batch has its own seed: whoever draws it, and whenever, draws the same.
             seed=derived_seed(seed, start),
@@ -194,6 +201,7 @@ def _loop(
     *,
     max_tokens: int,
     temperature: float,
+    top_p: float,
     ends: Collection[int],
     seed: int,
     slots: int,
@@ -201,7 +209,7 @@ def _loop(
     """The plain engine: all prompts side by side until the last one ends."""
     generator = torch.Generator(model.device).manual_seed(seed)
     with autocast(model.device):
-        tokens, logps = _decode(model, prompts, max_tokens, temperature, ends, generator)
+        tokens, logps = _decode(model, prompts, max_tokens, temperature, top_p, ends, generator)
     return list(zip(tokens.tolist(), logps.tolist(), strict=True))
 
 
@@ -211,6 +219,7 @@ def _decode(
     prompts: Sequence[Prompt],
     max_tokens: int,
     temperature: float,
+    top_p: float,
     ends: Collection[int],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -240,7 +249,7 @@ def _decode(
         )
         past = output.past_key_values
         logits = output.logits[:, -1].float()
-        token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        token = torch.multinomial(_nucleus((logits / temperature).softmax(-1), top_p), 1, generator=generator)
         tokens.append(token)
         logps.append(logits.log_softmax(-1).gather(-1, token))
         ended |= torch.isin(token[:, 0], end_ids)
@@ -250,6 +259,15 @@ def _decode(
         ids, positions = token, positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
     return torch.cat(tokens, dim=1), torch.cat(logps, dim=1)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Without all but the most probable tokens that together have at least the mass `top_p`; not normalised (1904.09751)."""
+    if top_p == 1:
+        return probabilities
+    ranked, order = probabilities.sort(-1, descending=True)
+    ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
+    return torch.zeros_like(probabilities).scatter(-1, order, ranked)
 
 
 def _finish(

@@ -22,10 +22,15 @@ class ConfigError(InputError):
 
 
 def number(
-    default: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+    default: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
 ) -> Any:
     """A field whose number (or every number of its list) must lie in the range."""
-    limits = {"above": above, "at_least": at_least, "below": below}
+    limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     if isinstance(default, list | tuple):
         return field(default=tuple(default), metadata=limits)
     return field(default=default, metadata=limits)
@@ -48,13 +53,15 @@ class Checked:
 def _check_range(value: float, limits: Mapping[str, float | None], place: str) -> None:
     if not math.isfinite(value):
         raise ConfigError(f"{place} must be finite, not {value}")
-    above, at_least, below = limits.get("above"), limits.get("at_least"), limits.get("below")
+    above, at_least, below, at_most = (limits.get(name) for name in ("above", "at_least", "below", "at_most"))
     if above is not None and not value > above:
         raise ConfigError(f"{place} must be greater than {above:g}, not {value}")
     if at_least is not None and not value >= at_least:
         raise ConfigError(f"{place} must be at least {at_least:g}, not {value}")
     if below is not None and not value < below:
         raise ConfigError(f"{place} must be less than {below:g}, not {value}")
+    if at_most is not None and not value <= at_most:
+        raise ConfigError(f"{place} must be at most {at_most:g}, not {value}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

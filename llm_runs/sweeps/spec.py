@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,12 @@ import objectives
 from llm_runs.config import RunConfig, find, shipped
 from llm_runs.strict import Checked, ConfigError, build, number, read_yaml
 
-_GRID = ("objectives", "training_seeds", "name")  # of a configuration: the sweep's own
+_GRID = {
+    "objectives": "objectives",
+    "training_seeds": "seeds",
+    "name": "name",
+}  # keys of a configuration, and the sweep's own
+_OWN = ("objectives", "seeds")  # of them, those that a data setting may have instead of the whole sweep's
 _RESERVED = ("sweep", "shared")  # folders beside those of the data settings
 SHIPPED = "configs/sweeps"
 
@@ -44,6 +49,19 @@ class SlurmConfig(Checked):
 
 
 @dataclass(frozen=True)
+class _OwnGrid(Checked):
+    """What a data setting may have of its own."""
+
+    objectives: tuple[Any, ...] | None = None
+    seeds: tuple[int, ...] | None = number(None, at_least=0)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class SweepConfig(Checked):
     """A grid of runs over one configuration. Values of the configuration count where the sweep says nothing."""
 
@@ -53,7 +71,8 @@ class SweepConfig(Checked):
     objectives: tuple[Any, ...] | None = None  # each text, or {objective: ..., strengths: [...]}
     strengths: tuple[float, ...] | None = None  # of each objective's own parameter of strength (beta, tau, ...)
     seeds: tuple[int, ...] | None = number(None, at_least=0)  # of labels and training
-    data: dict[str, Any] = field(default_factory=lambda: {"main": {}})  # data settings: name: {key.key: value}
+    # Data settings: name: {key.key: value}; `objectives` and `seeds` in one are in place of those above.
+    data: dict[str, Any] = field(default_factory=lambda: {"main": {}})
     jobs: int | None = number(None, above=0)  # at a time; None: one a GPU, or one, or as many as Slurm lets
     runs_per_job: int | None = number(None, above=0)  # None: on Slurm one, else enough to make starting cheap
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
@@ -90,14 +109,17 @@ class SweepConfig(Checked):
                 raise ConfigError(
                     f"data.{name}: this names a folder: letters, digits and . _ = + -, and not {' or '.join(_RESERVED)}"
                 )
-            overrides = [*_flat(self.set, "set"), *_flat(changes, f"data.{name}")]
+            own = {key: changes[key] for key in _OWN if isinstance(changes, Mapping) and key in changes}
+            others = {key: value for key, value in changes.items() if key not in own} if own else changes
+            overrides = [*_flat(self.set, "set"), *_flat(others, f"data.{name}")]
             for key, _ in overrides:
                 if key in _GRID:
-                    raise ConfigError(f"data.{name}: {key} is for the whole sweep: give it at the top level")
+                    raise ConfigError(f"data.{name}: {key} is for the whole sweep: give {_GRID[key]} at the top level")
+            grid = replace(self, **build(_OwnGrid, own, f"data.{name}").given)
             base = RunConfig.load(self.config, overrides)
             changed: list[tuple[str, Any]] = [("name", f"{self.name}/{name}")]
-            changed.append(("objectives", list(self._labels(base))))
-            changed.append(("training_seeds", self._seeds(base)))
+            changed.append(("objectives", list(grid._labels(base))))
+            changed.append(("training_seeds", grid._seeds(base)))
             config = RunConfig.load(self.config, [*overrides, *changed])
             for other, earlier in found.items():
                 if earlier.to_dict() | {"name": ""} == config.to_dict() | {"name": ""}:

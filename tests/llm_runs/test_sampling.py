@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
 
 from llm_runs import sampling
 from llm_runs.config import SamplingConfig
@@ -44,24 +44,34 @@ def test_logps_are_those_of_a_plain_forward_pass(model: PreTrainedModel, tokeniz
         assert entry.completion == tokenizer.decode(entry.completion_ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6), (0.7, 0.8)])
 def test_frequencies_are_the_models_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float
 ) -> None:
     sharpen(model, 6.0)
     model.generation_config.top_k = 2  # what a model's own settings say must not matter
     draws = 4000
     drawn = sampling.sample(
-        model, tokenizer, PROMPTS[1:2] * draws, max_tokens=1, seed=1, batch_size=1000, temperature=temperature
+        model,
+        tokenizer,
+        PROMPTS[1:2] * draws,
+        max_tokens=1,
+        seed=1,
+        batch_size=1000,
+        temperature=temperature,
+        top_p=top_p,
     )
-    probabilities = next_token(model, PROMPTS[1]) ** (1 / temperature)
-    probabilities /= probabilities.sum()
+    logits = torch.tensor(np.log(next_token(model, PROMPTS[1])) / temperature)[None]
+    kept = TopPLogitsWarper(top_p)(None, logits) if top_p < 1 else logits  # another implementation of the nucleus
+    probabilities = kept[0].softmax(-1).numpy()
+    assert all(probabilities[entry.completion_ids[0]] > 0 for entry in drawn)
     counts = np.bincount([entry.completion_ids[0] for entry in drawn], minlength=len(probabilities))
     frequent = probabilities * draws >= 5
     assert frequent.sum() >= 5
     observed = np.append(counts[frequent], counts[~frequent].sum())
     expected = np.append(probabilities[frequent], probabilities[~frequent].sum()) * draws
-    assert stats.chisquare(observed, expected).pvalue > 1e-4
+    some = expected > 0
+    assert stats.chisquare(observed[some], expected[some]).pvalue > 1e-4
     # whatever the temperature, the noted log-probability is that at temperature 1
     token, logp = drawn[0].completion_ids[0], drawn[0].logp
     assert logp == pytest.approx(np.log(next_token(model, PROMPTS[1])[token]), abs=1e-4)

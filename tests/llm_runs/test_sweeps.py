@@ -227,7 +227,12 @@ def test_what_a_job_is_when_it_is_told_to_go() -> None:
         ),
         ({"objectives": ["dpo"], "strengths": [0.1, 0.10]}, "two runs of the same identity"),
         ({"data": {"a": {}, "b": {"seed": 0}}}, "data.a and data.b are the same runs"),
-        ({"data": {"a": {"objectives": ["ipo"]}}}, "data.a: objectives is for the whole sweep"),
+        (
+            {"data": {"a": {"training_seeds": [3]}}},
+            "data.a: training_seeds is for the whole sweep: give seeds at the top level",
+        ),
+        ({"data": {"a": {"objectives": []}}}, "the grid is empty: objectives"),
+        ({"data": {"a": {"seeds": [-1]}}}, "seeds must be at least 0"),
         ({"data": {"sweep": {}}}, "data.sweep: this names a folder"),
         ({"data": {"a": 3}}, "data.a must be keys and values, not 3"),
         ({"objectives": ["dop"]}, "objectives[0]: unknown objective 'dop'"),
@@ -250,7 +255,7 @@ def test_a_sweep_that_cannot_be_is_one_line(
 
 def test_missing_files_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(tmp_path / "nothing.yaml"), "--out", str(tmp_path / "out")]) == 2
-    assert "nothing.yaml'; give a path or one of: strength, tiny" in capsys.readouterr().err
+    assert "nothing.yaml'; give a path or one of: evidence, evidence_cpu, strength, tiny" in capsys.readouterr().err
     assert main(["sweep-status", str(tmp_path)]) == 2
     assert f"{tmp_path} is not the folder of a sweep" in capsys.readouterr().err
 
@@ -268,6 +273,15 @@ def test_strengths_are_those_of_each_objective(tmp_path: Path) -> None:
     )
     assert config.training_seeds == (0, 1)
     assert sweep.configs["faster"].training.learning_rate == 2e-3
+
+
+def test_a_data_setting_may_have_objectives_and_seeds_of_its_own(tmp_path: Path) -> None:
+    own = {"objectives": ["ipo", {"objective": "simpo", "strengths": [2]}], "seeds": [7], "training.steps": 3}
+    sweep = SweepConfig.load(write(tmp_path, objectives=["dpo"], strengths=[0.3], data={"all": {}, "own": own}))
+    assert sweep.configs["all"].objectives == ("dpo(beta=0.3)",)
+    assert sweep.configs["own"].objectives == ("ipo(tau=0.3)", "simpo(beta=2)")
+    assert sweep.configs["own"].training_seeds == (7,)
+    assert sweep.configs["own"].training.steps == 3
 
 
 def test_the_configuration_may_lie_beside_the_sweep(tmp_path: Path) -> None:
