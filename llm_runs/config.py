@@ -363,7 +363,8 @@ class RunConfig(_Checked):
             if self.data.preferences is None and (self.sampling.temperature, self.sampling.top_p) != (1, 1):
                 raise ConfigError(
                     f"training.reference_samples is 'pairs', but they are sampled at temperature {self.sampling.temperature:g} and top_p "
-                    f"{self.sampling.top_p:g}, so not from the reference itself: let both be 1, or use 'own'"
+                    f"{self.sampling.top_p:g}, so not from the reference itself: let sampling.temperature and sampling.top_p be 1, "
+                    "or use 'own'"
                 )
         if max(self.evaluation.at, default=0) > self.training.steps:
             raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")
