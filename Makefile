@@ -1,6 +1,7 @@
 # make reproduce   the whole main job into out/ (bandits first, then the language model); run it again to continue
 # make test        lint, types, tests: no GPU, no hub
 # make figures     redraw the figures from the records in out/
+# make zero        install DeepSpeed (an extra; wants a C++ compiler) and test training with ZeRO-2 and -3 on two CPU processes
 # make benchmarks  speed and memory of training against trl, each ratio beside its target (CPU)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Each step reads what the one before wrote.
 .NOTPARALLEL:
 
-.PHONY: help reproduce bandits language-model figures claims benchmarks test lint types pytest clean
+.PHONY: help reproduce bandits language-model figures claims benchmarks zero test lint types pytest clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -59,6 +60,15 @@ claims: $(VENV)/.run
 # Passive waiting: threads that spin would count as work.
 benchmarks: $(VENV)/.test
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks training --out $(OUT)/benchmarks/training
+
+# None of DeepSpeed's kernels are needed; what its processes talk through on a CPU is compiled when it is first used.
+$(VENV)/.zero: $(VENV)/.test
+	@echo "== installing DeepSpeed"
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,zero]'
+	@touch $@
+
+zero: $(VENV)/.zero
+	PATH="$(abspath $(BIN)):$$PATH" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/llm_runs/test_zero.py
 
 test: lint types pytest
 

@@ -39,7 +39,7 @@ from benchmarks.kept import Kept
 from benchmarks.own_process import EndedEarly, in_a_process
 from llm_runs import data, models, texts, training
 from llm_runs.config import DataConfig, ReadingConfig, TrainingConfig
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs
 
 SIZES = (10_000, 100_000, 1_000_000)
 FIXED, A_PAIR = 400e6, 40  # bytes: the bound on the memory of a process is FIXED + A_PAIR for each pair

@@ -283,8 +283,11 @@ def files(experiment: Experiment, goal: str = "run", only: str = "") -> Iterator
         yield File(out / "data" / "given", "all pairs: token ids, texts, scores (Arrow)")
         if config.data.reading.held_out or config.data.reading.held_out_split:
             yield File(out / "data" / "held_out", "the same of the held-out source")
-        yield File(out / "data" / "candidates.jsonl", "all scored completions", certain=False)
-        yield File(out / "data" / "unpaired.jsonl", "all completions labelled good or bad", certain=False)
+        completions = {"candidates": "all scored completions", "unpaired": "all completions labelled good or bad"}
+        yield File(out / "data" / "given_completions", " or ".join(completions.values()), certain=False)
+        for name, words in completions.items():
+            yield File(out / "data" / f"{name}.json", f"{words}: which they are", certain=False)
+            yield File(out / "data" / f"{name}.npy", "the same as numbers of rows", certain=False)
     if "reward" in kinds:
         yield File(out / "reward.npz", "the fitted reward")
     if "sft" in kinds:
@@ -303,7 +306,8 @@ def files(experiment: Experiment, goal: str = "run", only: str = "") -> Iterator
                 yield File(path.with_suffix(".npy"), "the same as numbers of rows")
     if "reference" in kinds:
         yield File(out / "reference_logps" / "reference.json", "manifest of the reference's numbers")
-        yield File(out / "reference_logps" / "reference.safetensors", "the reference's log-probs and top tokens")
+        yield File(out / "reference_logps" / "rows", "the reference's log-probs and top tokens (Arrow)")
+        yield File(out / "reference_logps" / "index.npy", "where each completion's are")
         if own and any(compares_pairs(objectives.parse(text).needs_on_pairs) for text in config.objectives):
             yield File(out / "reference_logps" / "pairs", "the reference's log-probs of all training pairs")
     if "before" in kinds:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 Prompt = tuple[int, ...]
 
@@ -56,3 +58,31 @@ class TokenPair:
             TokenSample(self.prompt_ids, self.chosen_ids, self.prompt, self.chosen, reward=self.chosen_reward),
             TokenSample(self.prompt_ids, self.rejected_ids, self.prompt, self.rejected, reward=self.rejected_reward),
         )
+
+
+class Sides(Sequence[TokenSample]):
+    """The completions of pairs, chosen and rejected in turn; each is read when it is asked for."""
+
+    def __init__(self, pairs: Sequence[TokenPair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenSample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenSample]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenSample | list[TokenSample]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return self.pairs[place // 2].samples[place % 2]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of stored pairs (`StoredPairs.fingerprint`); None for others."""
+        found: str | None = getattr(self.pairs, "fingerprint", None)
+        return found

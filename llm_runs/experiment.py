@@ -32,10 +32,11 @@ from llm_runs import data, guards, labelling, models, processes, reference, rewa
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredGroups, StoredPairs, StoredSamples
 from llm_runs.errors import InputError
-from llm_runs.examples import Prompt, TokenPair, TokenSample
-from llm_runs.microbatches import compares_pairs, mismatched, needs_in_training
+from llm_runs.examples import Prompt, Sides, TokenPair, TokenSample
+from llm_runs.microbatches import compares_pairs, needs_in_training
+from llm_runs.mismatched import Mismatched
 from llm_runs.sampling import derived_seed
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
@@ -386,39 +387,43 @@ class Experiment:
     # -- other kinds of preferences ------------------------------------------------------------------------------
 
     @cached_property
-    def candidates(self) -> list[list[TokenSample]]:
+    def candidates(self) -> Sequence[Sequence[TokenSample]]:
         """Scored completions of each training prompt, of the user's own data or sampled; none where there are no scores."""
         if self.own_pairs is not None:
             given = self._own_samples("candidates")
-            return [list(group) for _, group in itertools.groupby(given, key=lambda sample: sample.prompt_ids)]
+            return StoredGroups(given) if given is not None else []
         assert self.reward is not None
         scored = rewards.score_samples(self.reward, self.samples("pairs"))
         count = 2 * self.config.sampling.pairs_per_prompt
         return [scored[start : start + count] for start in range(0, len(scored), count)]
 
     @cached_property
-    def unpaired(self) -> list[TokenSample]:
+    def unpaired(self) -> Sequence[TokenSample]:
         """Completions of the user's own data that are labelled desirable (reward 1) or not (0); none in other data."""
-        return self._own_samples("unpaired") if self.own_pairs is not None else []
+        found = self._own_samples("unpaired") if self.own_pairs is not None else None
+        return found if found is not None else []
 
-    def candidates_for(self, objective: objectives.Objective) -> list[list[TokenSample]]:
+    def candidates_for(self, objective: objectives.Objective) -> Sequence[Sequence[TokenSample]]:
         """`candidates` where the objective trains on them: always if pairs cannot stand for them, else if a prompt has more than two."""
         terms = [term for term in objective.terms if term.source == "candidates"]
-        if not terms or (all(t.accepts_pairs for t in terms) and max(map(len, self.candidates), default=0) <= 2):
+        if not terms:
             return []
-        return self.candidates
+        groups = self.candidates
+        largest = max(groups.sizes if isinstance(groups, StoredGroups) else map(len, groups), default=0)
+        return [] if all(term.accepts_pairs for term in terms) and largest <= 2 else groups
 
-    def unpaired_for(self, objective: objectives.Objective) -> list[TokenSample]:
+    def unpaired_for(self, objective: objectives.Objective) -> Sequence[TokenSample]:
         """`unpaired` where the objective trains on them."""
         return self.unpaired if "unpaired" in objective.needs else []
 
-    def _own_samples(self, kind: str) -> list[TokenSample]:
-        """Of the user's own data, in the order of the records; nothing of held-out prompts."""
-        path = self.out / "data" / f"{kind}.jsonl"
-        if not path.is_file():
-            return []
-        held_out = {pair.prompt_ids for pair in self.unlabelled["held_out"]}
-        return [sample for sample in sampling.read_samples(path) if sample.prompt_ids not in held_out]
+    def _own_samples(self, kind: str) -> StoredSamples | None:
+        """Of the user's own data, in the order of the records; nothing of held-out prompts. They stay on disk. None: there are none."""
+        path = self.out / "data" / f"{kind}.json"
+        if not path.is_file() or self.own_pairs is None:
+            return None
+        found = StoredSamples.open(path)
+        held_out = np.unique(self.own_pairs[1].column("prompt_ids_hash"))
+        return found.take(~np.isin(found.column("prompt_ids_hash"), held_out))
 
     # -- what is kept of the reference ---------------------------------------------------------------------------
 
@@ -429,15 +434,15 @@ class Experiment:
         Of your own pairs, which may be many, only of those that are evaluated: `reference_logps_for` has those that are trained on.
         Raises ReferenceCacheError where the folder holds those of another model, other data or other settings.
         """
-        samples = self.samples("reference")
+        samples: list[Sequence[TokenSample]] = [self.samples("reference")]
         if self.config.training.reference_samples == "pairs":
-            samples = [*samples, *(sample for pair in self.unlabelled["training"] for sample in pair.samples)]
+            samples.append(Sides(self.unlabelled["training"]))
         sides = self.unlabelled
         if self.own_pairs:
             evaluation = self.config.evaluation
             shown = {"training": evaluation.training_pairs, "held_out": evaluation.held_out_pairs}
             sides = {side: pairs[: shown[side]] for side, pairs in sides.items()}
-        return self._scored("", samples=samples, pairs=[pair for side in sides.values() for pair in side])
+        return self._scored("", [Sides(side) for side in sides.values()], samples)
 
     def reference_logps_for(self, objective: objectives.Objective) -> reference.ReferenceLogps:
         """`reference_logps`, and what only some objectives need besides: each kind is computed once, in a folder of its own.
@@ -448,28 +453,26 @@ class Experiment:
         needs = self.needs(objective)
         found = self.reference_logps
         if self.own_pairs and compares_pairs(needs):
-            found = found.joined(self._scored("pairs", pairs=self.unlabelled["training"]))
+            found = found.joined(self._scored("pairs", [self._sides()]))
         if "candidates" in needs:
-            found = found.joined(self._scored("candidates", [s for group in self.candidates for s in group]))
+            found = found.joined(self._scored("candidates", [_ungrouped(self.candidates)]))
         if "unpaired" in needs:
-            found = found.joined(self._scored("unpaired", self.unpaired))
+            found = found.joined(self._scored("unpaired", [self.unpaired]))
         if "mismatched_logps" in needs:
             labelled = self.unpaired if "unpaired" in needs else self._sides()
-            crossed = mismatched([(s.prompt_ids, s.completion_ids) for s in labelled], self.context).values()
-            found = found.joined(self._scored("mismatched", [TokenSample(*sequence) for sequence in crossed]))
+            found = found.joined(self._scored("mismatched", [Mismatched(labelled, self.context)]))
         if "token_kl" in needs:
-            found = found.joined(self._scored("distributions", samples=self._sides()))
+            found = found.joined(self._scored("distributions", samples=[self._sides()]))
         return found
 
-    def _sides(self) -> list[TokenSample]:
-        return [sample for pair in self.unlabelled["training"] for sample in pair.samples]
+    def _sides(self) -> Sides:
+        return Sides(self.unlabelled["training"])
 
     def other_references(self, objective: objectives.Objective) -> list[reference.ReferenceLogps]:
         """Log-probabilities of the training pairs under each of `reference.models`, where the objective needs them."""
         if "references" not in objective.needs:
             return []
-        sides = self._sides()
-        return [self._scored("other references", sides, model=name) for name in self.config.reference.models]
+        return [self._scored("other references", [self._sides()], model=name) for name in self.config.reference.models]
 
     def needs(self, objective: objectives.Objective) -> frozenset[str]:
         """What a training takes from this run's data."""
@@ -480,12 +483,11 @@ class Experiment:
     def _scored(
         self,
         name: str,
-        completions: Sequence[TokenSample] = (),
-        samples: Sequence[TokenSample] = (),
-        pairs: Sequence[TokenPair] = (),
+        completions: Sequence[Sequence[TokenSample]] = (),
+        samples: Sequence[Sequence[TokenSample]] = (),
         model: str | None = None,
     ) -> reference.ReferenceLogps:
-        """Log-probabilities under the reference, or another model; of `samples` the distributions, too. Computed once.
+        """Log-probabilities under the reference, or another model; of `samples` the distributions, too. Computed once, then mapped.
 
         Raises ReferenceCacheError where the folder holds those of another model, other data or other settings.
         """
@@ -497,19 +499,24 @@ class Experiment:
             if not self.has_reference:
                 self.fine_tune()
             source = str(self.out / "reference" if config.sft.steps else self.base)
-        scored = [*(sample for pair in pairs for sample in pair.samples), *completions, *samples]
         others: dict[str, Any] = {
             "source": models.source_fingerprint(source, self._revision if source == self.base else None),
-            "data": reference.data_fingerprint(scored),
+            "data": reference.data_fingerprint(*completions, *samples),
             "truncation": [self.context, config.data.prompt_tokens, config.data.completion_tokens],
         }
         if not (folder / "reference.json").is_file():
             if model is not None:
                 self._check_other_reference(source, model)
-            found = reference.compute(
-                self.load(source), self.tokenizer, pairs, samples, config.reference, completions=completions, **others
+            reference.compute(
+                self.load(source),
+                self.tokenizer,
+                (),
+                itertools.chain.from_iterable(samples),
+                config.reference,
+                completions=itertools.chain.from_iterable(completions),
+                folder=folder,
+                **others,
             )
-            processes.by_first(lambda: found.save(folder))
         stored = reference.ReferenceLogps.load(folder)
         guards.check_same_tokenizer(stored.key.get("tokenizer"), self.tokenizer, str(folder))
         stored.check(reference.reference_key(None, self.tokenizer, config.reference, **others), str(folder))
@@ -553,6 +560,12 @@ def kept_config(out: Path) -> RunConfig:
 def config_texts(config: RunConfig) -> int:
     """How many texts of another domain a run may use."""
     return config.evaluation.other_texts + config.training.steps * config.training.pretraining_batch_size
+
+
+def _ungrouped(groups: Sequence[Sequence[TokenSample]]) -> Sequence[TokenSample]:
+    if isinstance(groups, StoredGroups):
+        return groups.samples
+    return [sample for group in groups for sample in group]
 
 
 def _distinct_prompts(pairs: Iterable[TokenPair], count: int) -> list[Prompt]:

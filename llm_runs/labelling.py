@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from analysis.records import atomic_write
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 

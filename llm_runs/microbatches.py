@@ -7,9 +7,9 @@ seed, so that every objective of a run sees the same pairs in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch.utils.data import Dataset
 
 from llm_runs import processes
 from llm_runs.config import TrainingConfig
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredGroups, StoredPairs, StoredSamples
 from llm_runs.errors import InputError
-from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.examples import Sides, TokenPair, TokenSample
 from llm_runs.logprobs import TopTokens
+from llm_runs.mismatched import Mismatched
 from llm_runs.packing import Rows, TokenSequence, pack
-from llm_runs.reference import ReferenceLogps, sequence_digest
+from llm_runs.reference import ReferenceLogps
 from objectives import Objective
 
 SUPPLIED = frozenset(
@@ -98,8 +99,14 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             raise TrainingError(f"the objective needs {', '.join(sorted(unknown))}, which training does not supply")
         self.needs, self.pairs, self.samples, self.texts, self.reference = needs, pairs, samples, texts, reference
         self.candidates, self.unpaired, self.references = candidates, unpaired, references
-        # For checks of lengths and ids: of pairs that stay on disk the few that bound them all.
+        # For checks of lengths and ids: of what stays on disk the few that bound all.
         self.bounding: Sequence[TokenPair] = pairs.extremes if isinstance(pairs, StoredPairs) else pairs
+        self.bounding_candidates: Sequence[Sequence[TokenSample]] = (
+            [candidates.samples.extremes] if isinstance(candidates, StoredGroups) else candidates
+        )
+        self.bounding_unpaired: Sequence[TokenSample] = (
+            unpaired.extremes if isinstance(unpaired, StoredSamples) else unpaired
+        )
         self.live = config.reference == "live"
         self.share = share
         self.paired_samples = config.reference_samples == "pairs"  # the pairs' completions are the reference samples
@@ -134,23 +141,22 @@ class Microbatches(Dataset[dict[str, Tensor]]):
             self.passes["reference_samples"] = self.passes["pairs"]
         if "candidates" in needs:
             _check_groups(candidates)
-        self.mismatched: dict[TokenSequence, TokenSequence] = {}
+        self.mismatched: Mismatched | None = None
         if "mismatched_logps" in needs:
-            self.mismatched = mismatched(self._labelled(), context)
+            self.mismatched = Mismatched(unpaired if "unpaired" in self.order else Sides(pairs), context)
         if needs & FROM_LOGPS and not self.live:
             reference = self._reference("log-probabilities")
-            for sequence in chain(self._scored(), self.mismatched.values()):
+            for sequence in self._scored():
                 reference.logp(*sequence)  # an error now is better than one after hours
         if "references" in needs:
             if not references:
                 raise TrainingError("the objective needs several references: name the others in reference.models")
             for reference in references:
-                reference.pair_logps(pairs)
+                reference.pair_logps(self.bounding)
         if "token_kl" in needs:
             reference = self._reference("token distributions along the pairs")
-            for pair in pairs:
-                for sample in pair.samples:
-                    reference.distributions(sample)
+            for sample in Sides(self.bounding):
+                reference.distributions(sample)
         if "reference_token_kl" in needs:
             self._reference("token distributions along its samples")
 
@@ -181,9 +187,9 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         unpaired = [self.unpaired[i] for i in drawn.get("unpaired", [])]
         if unpaired:
             roles["unpaired"] = [(s.prompt_ids, s.completion_ids) for s in unpaired]
-        if self.mismatched:
+        if self.mismatched is not None:
             own = roles["unpaired"] if unpaired else roles["chosen"] + roles["rejected"]
-            roles["mismatched"] = [self.mismatched[sequence] for sequence in own]
+            roles["mismatched"] = [self.mismatched.of(*sequence) for sequence in own]
         compared = set(chain.from_iterable(roles.values()))  # with the reference
         samples = [self.samples[i] for i in drawn.get("reference_samples", [])]
         if "reference_samples" in self.needs:
@@ -222,7 +228,7 @@ class Microbatches(Dataset[dict[str, Tensor]]):
 
     def sequences(self) -> list[TokenSequence]:
         """Every sequence that the objective may see (see `bounding`), for checks and for trying the model out."""
-        found = [*self._scored(), *self.mismatched.values()]
+        found = self._scored()
         if "reference_samples" in self.order:
             found += [(s.prompt_ids, s.completion_ids) for s in self.samples]
         if "pretraining" in self.order:
@@ -230,21 +236,17 @@ class Microbatches(Dataset[dict[str, Tensor]]):
         return found
 
     def _scored(self) -> list[TokenSequence]:
-        """Prompts with completions of the pairs, candidates and unpaired examples that the objective sees."""
+        """Prompts with completions of the pairs, candidates and unpaired examples that the objective sees (see `bounding`)."""
         found: list[TokenSequence] = []
         if "pairs" in self.order:
-            found += [(p.prompt_ids, c) for p in self.bounding for c in (p.chosen_ids, p.rejected_ids)]
+            found += [(s.prompt_ids, s.completion_ids) for s in Sides(self.bounding)]
         if "candidates" in self.order:
-            found += [(s.prompt_ids, s.completion_ids) for group in self.candidates for s in group]
+            found += [(s.prompt_ids, s.completion_ids) for group in self.bounding_candidates for s in group]
         if "unpaired" in self.order:
-            found += [(s.prompt_ids, s.completion_ids) for s in self.unpaired]
+            found += [(s.prompt_ids, s.completion_ids) for s in self.bounding_unpaired]
+        if self.mismatched is not None:
+            found += [self.mismatched.of(*sequence) for sequence in found]
         return found
-
-    def _labelled(self) -> list[TokenSequence]:
-        """The completions that are labelled desirable or not, each on its own: given so, or the sides of the pairs."""
-        if "unpaired" in self.order:
-            return [(s.prompt_ids, s.completion_ids) for s in self.unpaired]
-        return [(p.prompt_ids, c) for p in self.pairs for c in (p.chosen_ids, p.rejected_ids)]
 
     def _reference(self, what: str) -> ReferenceLogps:
         if self.reference is None:
@@ -310,40 +312,26 @@ def compares_pairs(needs: frozenset[str]) -> bool:
     return "pairs" in needs and bool(needs & FROM_LOGPS)
 
 
-def mismatched(sequences: Iterable[TokenSequence], context: int | None = None) -> dict[TokenSequence, TokenSequence]:
-    """For each prompt and completion: the same prompt with the completion of another one, for kto's reference point (its eq. 7).
-
-    The other is the next with another prompt in the order of their hashes: a random order that is fixed by the data alone, so that the
-    reference's log-probabilities can be computed in advance, whatever is preferred. Completions are cut where the two exceed `context`.
-
-    Raises TrainingError where all prompts are the same.
-    """
-    order = sorted(dict.fromkeys(sequences), key=lambda sequence: sequence_digest(*sequence))
-    if len({prompt for prompt, _ in order}) < 2:
-        raise TrainingError("the objective pairs prompts with other prompts' completions, but there is only one prompt")
-    found: dict[TokenSequence, TokenSequence] = {}
-    for place, (prompt, completion) in enumerate(order):
-        other = next(o for step in count(place + 1) if (o := order[step % len(order)])[0] != prompt)
-        found[prompt, completion] = prompt, other[1][: None if context is None else context - len(prompt)]
-    return found
-
-
 def _token_logps(
     reference: ReferenceLogps, sequences: Sequence[TokenSequence], compared: Collection[TokenSequence]
 ) -> Tensor:
     """(T,): the reference's of every token of the sequences; 0 where they are not compared with it."""
-    none = reference.token_logps.new_zeros
-    return torch.cat([reference.logps_of_tokens(*s) if s in compared else none(len(s[1])) for s in sequences])
+    kept = [reference.logps_of_tokens(*s) if s in compared else None for s in sequences]
+    kind = next((each.dtype for each in kept if each is not None), torch.float32)
+    return torch.cat(
+        [torch.zeros(len(s[1]), dtype=kind) if each is None else each for s, each in zip(sequences, kept, strict=True)]
+    )
 
 
 def _check_groups(groups: Sequence[Sequence[TokenSample]]) -> None:
-    sizes = sorted({len(group) for group in groups})
+    stored = isinstance(groups, StoredGroups)  # whose completions all have rewards
+    sizes = sorted({*groups.sizes.tolist()} if isinstance(groups, StoredGroups) else {len(group) for group in groups})
     if len(sizes) > 1 or sizes[0] < 2:
         raise TrainingError(
             f"the prompts have {sizes[0]} to {sizes[-1]} candidates each; every prompt must have equally many, at least 2: "
             "keep as many of each"
         )
-    for index, group in enumerate(groups):
+    for index, group in enumerate(() if stored else groups):
         if any(sample.reward is None for sample in group):
             raise TrainingError(f"candidates {index}: a completion has no reward; score all, or leave the prompt out")
 

@@ -438,10 +438,10 @@ def _check_lengths(model: PreTrainedModel, data: Microbatches) -> None:
         *((f"pair {i}", p.prompt_ids, c) for i, p in enumerate(data.bounding) for c in (p.chosen_ids, p.rejected_ids)),
         *(
             (f"candidates {i}", s.prompt_ids, s.completion_ids)
-            for i, group in enumerate(data.candidates)
+            for i, group in enumerate(data.bounding_candidates)
             for s in group
         ),
-        *((f"unpaired example {i}", s.prompt_ids, s.completion_ids) for i, s in enumerate(data.unpaired)),
+        *((f"unpaired example {i}", s.prompt_ids, s.completion_ids) for i, s in enumerate(data.bounding_unpaired)),
         *((f"reference sample {i}", s.prompt_ids, s.completion_ids) for i, s in enumerate(data.samples)),
         *((f"pretraining text {i}", text[:1], text[1:]) for i, text in enumerate(data.texts)),
     ]
@@ -594,14 +594,17 @@ def with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> Peft
 
 def _identity(objective: objectives.Objective, data: Microbatches, config: TrainingConfig, seed: int) -> str:
     """What a checkpoint belongs to: objective, data in their order, settings, seed."""
-    sources = {
-        "pairs": [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in data.pairs],
-        "candidates": [[(s.prompt_ids, s.completion_ids, s.reward) for s in group] for group in data.candidates],
-        "unpaired": [(s.prompt_ids, s.completion_ids, s.reward) for s in data.unpaired],
-        "reference_samples": [(s.prompt_ids, s.completion_ids) for s in data.samples],
-        "pretraining": [tuple(text) for text in data.texts],
+    sources: dict[str, Callable[[], Any]] = {
+        "pairs": lambda: [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in data.pairs],
+        "candidates": lambda: [
+            [(s.prompt_ids, s.completion_ids, s.reward) for s in group] for group in data.candidates
+        ],
+        "unpaired": lambda: [(s.prompt_ids, s.completion_ids, s.reward) for s in data.unpaired],
+        "reference_samples": lambda: [(s.prompt_ids, s.completion_ids) for s in data.samples],
+        "pretraining": lambda: [tuple(text) for text in data.texts],
     }
-    used = {source: sources[source] for source in sorted(data.order)}
+    stored = {name: getattr(getattr(data, name, None), "fingerprint", None) for name in sources}
+    used = {source: stored[source] or sources[source]() for source in sorted(data.order)}
     keys = [reference.key for reference in (data.reference, *data.references) if reference is not None]
     return fingerprint([objective.label, used, config.decisive, seed, keys])
 

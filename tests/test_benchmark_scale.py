@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from benchmarks import data, sweep
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs
 from llm_runs.sweeps.spec import SweepConfig
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records import atomic_write
-from llm_runs import sampling
 from llm_runs.config import DataConfig
 from llm_runs.data import report
 from llm_runs.data.loading import Loaded
@@ -20,13 +19,13 @@ def save(loaded: Loaded, config: DataConfig, folder: Path, training: Path, held_
 
     folder/report.md, report.json     the report; the latter comes last, so that it stands for all
     folder/pairs.parquet              a row a pair: lengths, overlap, scores
-    folder/candidates.jsonl           all scored completions, where the data have such
-    folder/unpaired.jsonl             all completions labelled desirable (reward 1) or undesirable (0), where the data have such
+    folder/candidates.json            all scored completions (`StoredSamples`), where the data have such
+    folder/unpaired.json              all completions labelled desirable (reward 1) or undesirable (0), where the data have such
     """
     loaded.training.save(training)
     loaded.held_out.save(held_out)
     for name, samples in loaded.samples.items():
-        sampling.write_samples(folder / f"{name}.jsonl", samples)
+        samples.save(folder / f"{name}.json")
     values = report.describe(loaded, report.write(loaded, folder / "pairs.parquet"), config)
     page = report.markdown(values)
     atomic_write(folder / "report.md", page.encode())

@@ -61,10 +61,17 @@ Example = Comparison | Scored | Unpaired
 
 
 class Fields:
-    """Typed access to the fields of one record. `typed` False: numbers and booleans are read from text (CSV)."""
+    """Typed access to the fields of one record.
 
-    def __init__(self, values: Mapping[str, Any], typed: bool = True, score: str = "auto") -> None:
-        self.values, self.typed, self.score = values, typed, score
+    Args:
+        values: the record.
+        typed: False: numbers and booleans are read from text (CSV).
+        score: which score of UltraFeedback's is read.
+        name: what the record is called where it has no name of its own.
+    """
+
+    def __init__(self, values: Mapping[str, Any], typed: bool = True, score: str = "auto", name: str = "") -> None:
+        self.values, self.typed, self.score, self.name = values, typed, score, name
 
     def __contains__(self, field: str) -> bool:
         return self.values.get(field) is not None
@@ -109,9 +116,9 @@ class Fields:
 
     @property
     def id(self) -> str:
-        """The record's own name, where it has one."""
+        """The record's own name, or what it is called without one."""
         value = next((self.values[key] for key in ("id", "prompt_id") if self.values.get(key) is not None), "")
-        return str(value)
+        return str(value) or self.name
 
 
 def number(field: str, value: Any, typed: bool = True) -> float:
@@ -375,6 +382,8 @@ def detect(values: Mapping[str, Any], place: str) -> Format:
 
 def rename(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The record with the user's columns under the names of the format's fields; a column that is not there is left out."""
+    if not columns:
+        return dict(values)
     renamed = dict(values) | {field: values.get(column) for field, column in columns.items()}
     for column in set(columns.values()) - set(columns):
         renamed.pop(column, None)

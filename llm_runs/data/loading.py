@@ -1,7 +1,8 @@
 """From a source to training and held-out pairs in token ids, with an account of everything that was left out or changed.
 
-Pairs are stored as they are read (`store.py`), and what looks at all of them reads a few columns: memory does not grow with
-their number but for about 30 bytes a pair. Only scored completions and unpaired labels are kept in memory as well.
+Pairs, scored completions and unpaired labels are stored as they are read (`store.py`), and what looks at all of them reads a few
+columns: memory does not grow with their number but for about 40 bytes a pair. Records are taken a thousand at a time, because
+tokenising and measuring many together is several times faster; what is wrong with one is still said in their order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from analysis.records import fingerprint
 from llm_runs.config import DataConfig, ReadingConfig
-from llm_runs.data import formats, pairing, splitting
-from llm_runs.data.formats import Comparison, Fields, Format, Scored
+from llm_runs.data import formats, pairing, splitting, store
+from llm_runs.data.formats import Comparison, Example, Fields, Format, Scored, Unpaired
 from llm_runs.data.problems import PreferenceFileError, Problem
 from llm_runs.data.rendering import SAME_WHEN_CUT, Renderer
-from llm_runs.data.sources import Source, columns, open_source
-from llm_runs.data.store import Store, StoredPairs, Writer
+from llm_runs.data.sources import Record, Source, columns, open_source
+from llm_runs.data.store import Store, Writer
+from llm_runs.data.stored import SAMPLES, NamedSample, PlacedPair, StoredPairs, StoredSamples, pair_kind
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.models import tokenizer_fingerprint
 
@@ -71,7 +73,7 @@ class Loaded:
     rendered: Mapping[str, int]
     template: str | None  # sha256 of the chat template
     shared_prompts: int = 0  # training pairs left out because their prompt is held out
-    samples: dict[str, list[TokenSample]] = field(default_factory=dict)
+    samples: dict[str, StoredSamples] = field(default_factory=dict)
 
 
 def load(
@@ -90,7 +92,7 @@ def load(
         config: `preferences`, `reading` and `held_out_fraction`.
         tokenizer: of the model; its chat template renders messages.
         context: the most tokens of prompt and completion together.
-        folder: where the pairs are stored, in `given` and `held_out`.
+        folder: where the pairs are stored, in `given` and `held_out`, and other completions in `given_completions`.
         seed: of the split, and of the pairing rule "best_random".
         chat_template: treat plain prompts and HH-RLHF transcripts as conversations.
         say: told what was detected.
@@ -158,11 +160,12 @@ class _Reader:
         self.source: Source = open_source(name, split, reading.subset, reading.revision)
         self.account = Account(self.source.name, self.source.kind, fingerprint=self.source.fingerprint)
         self.counts: dict[str, Counter[str]] = {"truncated": Counter(), "rendered": Counter()}
-        self.samples: dict[str, list[TokenSample]] = {}
+        self.samples: dict[str, StoredSamples] = {}
         self.pairs: StoredPairs
-        self._unpaired: list[tuple[str, TokenSample]] = []
+        self._paired = 0  # unpaired labels: of the pairs that they make, how many were stored or left out
         self._form: Format | None = None
-        self._writer = Writer(folder, self._key())
+        self._writer = Writer(folder, key := self._key(), pair_kind(seed))
+        self._completions = Writer(folder.with_name(f"{folder.name}_completions"), key, SAMPLES)
 
     def read(self) -> None:
         """Read all records that are not stored yet."""
@@ -171,7 +174,7 @@ class _Reader:
         if not self._writer.complete:
             self._read_on()
         rows = np.arange(len(self._writer), dtype=np.int64)
-        store = Store(self.folder) if len(rows) else None
+        store = Store(self.folder, StoredPairs.kind) if len(rows) else None
         if store is not None and self.reading.duplicates != "keep":
             rows = rows[~self._repeated(store)]
         self.account.pairs = len(rows)
@@ -181,32 +184,50 @@ class _Reader:
                 f"{self.source.name}: holds no pairs ({self.account.records} records{'; ' + reasons if reasons else ''})"
             )
         self.pairs = StoredPairs(store, rows)
+        if len(self._completions):
+            self.samples["unpaired" if self._unpaired else "candidates"] = self._all_completions()
 
     def _read_on(self) -> None:
         before = self.account.records
         records = itertools.islice(self.source.records, before, self.reading.max_records)
-        bar = tqdm(records, desc="reading preferences", unit="record", initial=before, leave=False, delay=1)
-        for place, values in bar:
-            self.account.records += 1
-            try:
-                self._take(place, values)
-            except Problem as problem:
-                self._refuse(place, problem)
-            if self._writer.full:
-                self._writer.end_part(self._progress())
-        if self._unpaired:
+        with tqdm(desc="reading preferences", unit="record", initial=before, leave=False, delay=1) as bar:
+            for chunk in _chunks(records, store.BATCH):
+                self._take(chunk)
+                bar.update(len(chunk))
+                if self._writer.full or self._completions.full:
+                    self._end_parts()
+        self._end_parts(read=True)
+        if self._unpaired and len(self._completions):
             self._pair_unpaired()
         self._writer.end_part(self._progress(), complete=True)
 
+    @property
+    def _unpaired(self) -> bool:
+        return self._form is not None and self._form.name == "unpaired"
+
+    def _all_completions(self) -> StoredSamples:
+        return StoredSamples(
+            Store(self._completions.folder, SAMPLES), np.arange(len(self._completions), dtype=np.int64)
+        )
+
+    def _end_parts(self, *, read: bool = False) -> None:
+        if len(self._completions):
+            self._completions.end_part(True, complete=read)
+        self._writer.end_part(self._progress())
+
     def _progress(self) -> Any:
-        """What reading goes on with; None where samples are kept in memory, so that it begins again."""
-        return None if self.samples else {"account": vars(self.account), **self.counts}
+        """What reading goes on with; the completions' parts come first, so that there may be more of them than this says."""
+        own = {"account": vars(self.account), "completions": len(self._completions.parts), "paired": self._paired}
+        return own | self.counts
 
     def _restore(self) -> None:
-        if (progress := self._writer.progress) is None:
+        progress = self._writer.progress
+        self._completions.rewind(progress["completions"] if progress else 0)
+        if progress is None:
             return
         values = progress["account"]
         self.account = Account(**values | {"left_out": Counter(values["left_out"])})
+        self._paired = progress["paired"]
         for name, counter in self.counts.items():
             counter.update(progress[name])
         if self.account.format:
@@ -221,7 +242,7 @@ class _Reader:
         made = [tokenizer_fingerprint(tokenizer), str(tokenizer.chat_template)]
         return fingerprint([self.source.name, self.source.fingerprint, stats, how, made])
 
-    def _repeated(self, store: Store) -> np.ndarray[Any, Any]:
+    def _repeated(self, store: Store[TokenPair]) -> np.ndarray[Any, Any]:
         """Which rows say the same as an earlier one, (N,) of bool; they are counted, or are an error."""
         found = np.zeros(len(store), dtype=bool)
         firsts: dict[int, int] = {}  # of the first few repeated rows
@@ -245,18 +266,44 @@ class _Reader:
             self.account.left_out["duplicate"] += more
         return found
 
-    def _take(self, place: str, values: Any) -> None:
+    def _take(self, records: Sequence[Record]) -> None:
+        """Store what some records hold. Raises PreferenceFileError for the first that cannot be used and is not to be left out."""
+        examples = [
+            self._example(place, values, self.account.records + number)
+            for number, (place, values) in enumerate(records, start=1)
+        ]
+        usable = [Problem("", "") if isinstance(each, PreferenceFileError) else each for each in examples]
+        found = self.renderer.in_tokens(usable)
+        for (place, _), example, tokens in zip(records, examples, found, strict=True):
+            self.account.records += 1
+            if isinstance(example, PreferenceFileError):
+                raise example
+            try:
+                self._keep(place, example, tokens)
+            except Problem as problem:
+                self._refuse(place, problem)
+
+    def _example(self, place: str, values: Any, number: int) -> Example | Problem | PreferenceFileError:
+        """What a record says, or what is wrong with it."""
         if isinstance(values, Problem):
-            raise values
+            return values
         if not isinstance(values, dict):
-            raise Problem("not a record", f"expected an object with fields, found {type(values).__name__}")
-        if self._form is None:
-            self._form = self._recognise(place, values)
-        renamed = formats.rename(values, self.reading.columns)
-        example = self._form.read(Fields(renamed, self.source.typed, self.reading.score))
-        name = example.id or str(self.account.records)
+            return Problem("not a record", f"expected an object with fields, found {type(values).__name__}")
+        try:
+            if self._form is None:
+                self._form = self._recognise(place, values)
+            renamed = formats.rename(values, self.reading.columns)
+            return self._form.read(Fields(renamed, self.source.typed, self.reading.score, str(number)))
+        except (Problem, PreferenceFileError) as problem:
+            return problem
+
+    def _keep(self, place: str, example: Example | Problem, tokens: TokenPair | list[TokenSample] | Problem) -> None:
+        """Store one record. Raises Problem."""
+        if isinstance(tokens, Problem):
+            raise tokens
+        assert self._form is not None
         if isinstance(example, Comparison):
-            pair = self.renderer.pair(example)
+            assert isinstance(tokens, TokenPair)
             if self.reading.min_score_ratio > 1 and self._form.name == "shp":
                 if example.score_ratio is None:
                     raise Problem(
@@ -265,15 +312,15 @@ class _Reader:
                 if example.score_ratio < self.reading.min_score_ratio:
                     self.account.leave_out(f"score_ratio below {self.reading.min_score_ratio:g}", place)
                     return
-            self._add(place, pair if pair.id else replace(pair, id=name))
+            self._add(place, tokens)
             return
-        samples = self.renderer.samples(example)
-        if not isinstance(example, Scored):
-            self.samples.setdefault("unpaired", []).extend(samples)
-            self._unpaired.append((name, samples[0]))
+        assert isinstance(tokens, list)
+        assert isinstance(example, Scored | Unpaired)
+        for sample in tokens:
+            self._completions.append(NamedSample(sample, example.id))
+        if isinstance(example, Unpaired):
             return
-        self.samples.setdefault("candidates", []).extend(samples)
-        pairs = pairing.of_scored(samples, self.reading.pairing, name, self.seed)
+        pairs = pairing.of_scored(tokens, self.reading.pairing, example.id, self.seed)
         if not pairs:
             self.account.leave_out("all scores equal", place)
         for pair in pairs:
@@ -283,7 +330,7 @@ class _Reader:
         if pair.chosen_ids == pair.rejected_ids:
             self.account.leave_out("two equal completions", place)
         else:
-            self._writer.append(pair, place, self.seed)
+            self._writer.append(PlacedPair(pair, place))
 
     def _recognise(self, place: str, values: Mapping[str, Any]) -> Format:
         """The format of the source, from its first record; says what it is."""
@@ -318,16 +365,43 @@ class _Reader:
         self.account.leave_out(problem.kind, f"{place}: {problem}")
 
     def _pair_unpaired(self) -> None:
-        for pair in pairing.of_unpaired(self._unpaired):
-            self._add(f"{self.source.name}, records {pair.id}", pair)
-        used = 2 * len(self._writer)
-        good = sum(bool(sample.reward) for _, sample in self._unpaired)
+        completions = self._all_completions()
+        good, bad = pairing.of_unpaired(completions)
+        name = completions.store.text
+        for one, other in zip(good[self._paired :].tolist(), bad[self._paired :].tolist(), strict=True):
+            id = f"{name('name', one)}-{name('name', other)}"
+            pair = pairing.pair_of_labels(completions[one], completions[other], id)
+            self._add(f"{self.source.name}, records {id}", pair)
+            self._paired += 1
+            if self._writer.full:
+                self._writer.end_part(self._progress())
+        desirable = int((completions.column("reward") > 0).sum())
+        undesirable, unused = len(completions) - desirable, len(completions) - 2 * len(self._writer)
         self.account.notes.append(
-            f"{good} desirable and {len(self._unpaired) - good} undesirable completions; {len(self._unpaired) - used} found no partner"
+            f"{desirable} desirable and {undesirable} undesirable completions; {unused} found no partner"
         )
 
 
-def _in_buckets(store: Store) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    """Some records after the other. Where reading fails, what was read before comes first."""
+    chunk: list[Record] = []
+    try:
+        for record in records:
+            chunk.append(record)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except PreferenceFileError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _in_buckets(
+    store: Store[TokenPair],
+) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """Rows, hashes and orders of the pairs, (n,) each, a bucket of hashes after the other: no pair is in two of them."""
     count = -(-len(store) // _TOGETHER)
     for bucket in range(count):

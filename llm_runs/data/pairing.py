@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from llm_runs.data.stored import StoredSamples
 from llm_runs.examples import TokenPair, TokenSample
+
+_Rows = np.ndarray[Any, Any]
+_TOGETHER = 1 << 20  # samples that are compared in memory at a time
 
 RULES = {
     "best_worst": "the best against the worst completion of each prompt",
@@ -36,21 +43,38 @@ def of_scored(samples: Sequence[TokenSample], rule: str, id: str, seed: int) -> 
     return [_pair(samples[one], samples[other], f"{id}/{one + 1}-{other + 1}") for one, other in taken]
 
 
-def of_unpaired(samples: Iterable[tuple[str, TokenSample]]) -> list[TokenPair]:
+def of_unpaired(samples: StoredSamples) -> tuple[_Rows, _Rows]:
     """Desirable completions of a prompt with its undesirable ones, in turn: as many pairs as the rarer kind allows.
 
-    `samples` come with their ids; reward 1 is desirable, 0 undesirable. A prompt with one kind only makes no pair.
+    Reward 1 is desirable, 0 undesirable. A prompt with one kind only makes no pair. Returns places of the desirable and of the
+    undesirable completions, (pairs,) each: prompts in the order in which they come first, and of each its pairs in their order.
+    A million samples are compared at a time.
     """
-    by_prompt: dict[tuple[int, ...], tuple[list[tuple[str, TokenSample]], list[tuple[str, TokenSample]]]] = {}
-    for name, sample in samples:
-        good, bad = by_prompt.setdefault(sample.prompt_ids, ([], []))
-        (good if sample.reward else bad).append((name, sample))
-    pairs = []
-    for good, bad in by_prompt.values():
-        for (one, chosen), (other, rejected) in zip(good, bad, strict=False):
-            # A label is no score: how much better the one is than the other, nobody said.
-            pairs.append(_pair(replace(chosen, reward=None), replace(rejected, reward=None), f"{one}-{other}"))
-    return pairs
+    prompts, good = samples.column("prompt_ids_hash"), samples.column("reward") > 0
+    count = max(1, -(-len(prompts) // _TOGETHER))
+    firsts, chosen, rejected = [], [], []
+    for bucket in range(count):
+        places = np.flatnonzero(prompts % np.uint64(count) == bucket)
+        places = places[np.argsort(prompts[places], kind="stable")]
+        _, starts, of_prompt = np.unique(prompts[places], return_index=True, return_inverse=True)
+        kinds = [np.flatnonzero(good[places] == kind) for kind in (True, False)]
+        counts = [np.bincount(of_prompt[kind], minlength=len(starts)) for kind in kinds]
+        pairs = np.minimum(*counts)
+        taken = []
+        for kind, number in zip(kinds, counts, strict=True):
+            before = np.concatenate([[0], np.cumsum(number)[:-1]]).astype(np.int64)  # of this kind, in earlier prompts
+            turn = np.arange(len(kind)) - before[of_prompt[kind]]
+            taken.append(kind[turn < pairs[of_prompt[kind]]])
+        firsts.append(places[starts][of_prompt[taken[0]]])
+        chosen.append(places[taken[0]])
+        rejected.append(places[taken[1]])
+    order = np.argsort(np.concatenate(firsts), kind="stable")
+    return np.concatenate(chosen)[order], np.concatenate(rejected)[order]
+
+
+def pair_of_labels(chosen: TokenSample, rejected: TokenSample, id: str) -> TokenPair:
+    """A desirable and an undesirable completion. A label is no score: how much better the one is, nobody said."""
+    return _pair(replace(chosen, reward=None), replace(rejected, reward=None), id)
 
 
 def _pair(chosen: TokenSample, rejected: TokenSample, id: str) -> TokenPair:

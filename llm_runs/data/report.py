@@ -24,7 +24,7 @@ from tabulate import tabulate
 from analysis.records import atomic_write
 from llm_runs.config import DataConfig
 from llm_runs.data.loading import Loaded
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _LABELS = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")

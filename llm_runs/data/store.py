@@ -1,9 +1,9 @@
-"""Pairs on disk: written in parts as they are read, and read through memory maps, so that their number does not matter for memory.
+"""Rows on disk: written in parts as they are made, and read through memory maps, so that their number does not matter for memory.
 
-FOLDER/part-00000.arrow   up to `PART` pairs: token ids, texts, scores, and what is measured of each (`measures.py`)
-FOLDER/manifest.json      the parts with their checksums, how far reading has come, and whether it is complete; written last
+FOLDER/part-00000.arrow   up to about `PART` rows of one kind: pairs, samples (`stored.py`), or what is kept of the reference
+FOLDER/manifest.json      the parts with their checksums, how far the making has come, and whether it is complete; written last
 
-A part is there whole or not at all, and reading goes on after the last one. Its checksum is compared when it is first read. A
+A part is there whole or not at all, and writing goes on after the last one. Its checksum is compared when it is first read. A
 selection (training or held-out pairs) is the numbers of its rows: NAME.npy, and NAME.json with a checksum of these and of the parts.
 """
 
@@ -13,57 +13,62 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
 from analysis.records import atomic_write
-from llm_runs.data.measures import MEASURES, measure
 from llm_runs.errors import InputError
-from llm_runs.examples import TokenPair
 
 FORMAT = 1
 BATCH = 1024  # rows that are written, and mapped, together
 PART = 128 * BATCH
 _MANIFEST = "manifest.json"
-_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
-_TEXTS = ("prompt", "chosen", "rejected", "id")
-_NUMBERS = ("chosen_reward", "rejected_reward", "probability")
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.list_(pa.int32())) for name in _IDS),
-        *((name, pa.string()) for name in _TEXTS),
-        *((name, pa.float64()) for name in _NUMBERS),
-        ("place", pa.string()),
-        *((name, pa.from_numpy_dtype(dtype)) for name, dtype in MEASURES.items()),
-    ]
-)
 Columns = dict[str, np.ndarray[Any, Any]]
+T = TypeVar("T")
 
 
-class Writer:
-    """Appends pairs to a store; goes on with one that was begun with the same `key`, else begins anew.
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """What rows of one kind are like on disk.
+
+    Attributes:
+        batch: columns of some rows.
+        row: one row of mapped columns, by its place in them.
+        bounds: numbers of each row of a batch, (n,) by name. The row with the largest of each is noted: what holds for these
+            rows holds for all.
+    """
+
+    batch: Callable[[Sequence[T]], pa.RecordBatch]
+    row: Callable[[Mapped, int], T]
+    bounds: Callable[[pa.RecordBatch], Columns] = lambda batch: {}
+
+
+class Writer(Generic[T]):
+    """Appends rows to a store; goes on with one that was begun with the same `key`, else begins anew.
 
     Attributes:
         progress: what `end_part` was last given: how far reading had come; None at the beginning.
         complete: whether the store was written to its end.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, kind: Kind[T]) -> None:
+        self.folder, self.key, self.kind = folder, key, kind
         manifest = _read_manifest(folder) if (folder / _MANIFEST).is_file() else {}
         if manifest.get("key") != key or manifest.get("progress") is None:
             manifest = {}
         self.parts: list[dict[str, Any]] = manifest.get("parts", [])
-        self.extremes: dict[str, list[int]] = manifest.get("extremes", {})
+        self.extremes: dict[str, list[float]] = manifest.get("extremes", {})
         self.progress: Any = manifest.get("progress")
         self.complete: bool = manifest.get("complete", False)
-        self._rows: list[dict[str, Any]] = []
-        self._count = 0  # of pairs in the part that is being written
+        self._rows: list[T] = []
+        self._count = 0  # of rows in the part that is being written
         self._file: Any = None
         self._writer: Any = None
 
@@ -75,11 +80,9 @@ class Writer:
         """Whether the part should be ended."""
         return self._count >= PART
 
-    def append(self, pair: TokenPair, place: str, seed: int) -> None:
-        """Add a pair; `place` is where its record stands, `seed` that of the split."""
-        row = {name: getattr(pair, name) for name in (*_IDS, *_TEXTS, *_NUMBERS)} | {"place": place}
-        self._note_extremes(pair)
-        self._rows.append(row | measure(pair, seed))
+    def append(self, row: T) -> None:
+        """Add a row."""
+        self._rows.append(row)
         self._count += 1
         if len(self._rows) == BATCH:
             self._write()
@@ -101,6 +104,10 @@ class Writer:
         values |= {"extremes": self.extremes, "progress": progress}
         atomic_write(self.folder / _MANIFEST, (json.dumps(values, indent=1) + "\n").encode())
 
+    def rewind(self, parts: int) -> None:
+        """Forget what came after the first `parts` parts: what is written beside these rows has come no further."""
+        del self.parts[parts:]
+
     @property
     def _partial(self) -> Path:
         return self.folder / f".part-{len(self.parts):05}.partial"
@@ -108,47 +115,45 @@ class Writer:
     def _write(self) -> None:
         if not self._rows:
             return
+        batch = self.kind.batch(self._rows)
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = pa.OSFile(str(self._partial), "wb")
-            self._writer = pa.ipc.new_file(self._file, _SCHEMA)
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=_SCHEMA))
+            self._writer = pa.ipc.new_file(self._file, batch.schema)
+        first = len(self) - len(self._rows)
+        for name, values in self.kind.bounds(batch).items():
+            place = int(values.argmax())
+            if name not in self.extremes or values[place] > self.extremes[name][0]:
+                self.extremes[name] = [int(values[place]), first + place]
+        self._writer.write_batch(batch)
         self._rows.clear()
 
-    def _note_extremes(self, pair: TokenPair) -> None:
-        """Keep the rows with the longest and shortest sequences and the largest token id: what holds for them holds for all."""
-        sides = len(pair.chosen_ids), len(pair.rejected_ids)
-        longest = len(pair.prompt_ids) + max(sides)
-        shortest = min(len(pair.prompt_ids), *sides)
-        largest = max(max(pair.prompt_ids), max(pair.chosen_ids), max(pair.rejected_ids))
-        for name, value in (("longest", longest), ("shortest", -shortest), ("largest id", largest)):
-            if name not in self.extremes or value > self.extremes[name][0]:
-                self.extremes[name] = [value, len(self)]
 
+class Store(Generic[T]):
+    """Rows that a `Writer` has completed. Raises InputError where they are missing, unfinished or damaged."""
 
-class Store:
-    """Pairs that a `Writer` has completed. Raises InputError where they are missing, unfinished or damaged."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kind: Kind[T]) -> None:
+        self.folder, self.kind = folder, kind
         manifest = _read_manifest(folder)
         if not manifest["complete"]:
-            raise InputError(f"{folder}: the pairs were not read to their end; give the same command again")
+            raise InputError(f"{folder}: was not written to its end; give the same command again")
+        self.key: str = manifest["key"]
         self.parts: list[dict[str, Any]] = manifest["parts"]
         self.starts = np.cumsum([0, *(part["rows"] for part in self.parts)])
-        self.extremes = sorted({row for _, row in manifest["extremes"].values()})
+        self.extremes = sorted({int(row) for _, row in manifest["extremes"].values()})
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def pair(self, row: int) -> TokenPair:
-        """The pair of one row."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        batch, place = divmod(row - int(self.starts[part]), BATCH)
-        return self._batch(part, batch).pair(place)
+    def __iter__(self) -> Iterator[T]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> T:
+        part, batch, place = self._place(number)
+        return self.kind.row(self._batch(part, batch), place)
 
     def columns(self, names: Sequence[str]) -> Iterator[Columns]:
-        """These columns, a batch of rows after the other; of token ids their lengths, under the name of the ids."""
+        """These columns, a batch of rows after the other; of lists (token ids, for one) their lengths, under their name."""
         for part in range(len(self.parts)):
             reader = self._reader(part)
             for index in range(reader.num_record_batches):
@@ -157,14 +162,28 @@ class Store:
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """One column of numbers, whole."""
-        found = [each[name] for each in self.columns([name])]
-        return np.concatenate(found) if found else np.empty(0)
+        start, whole = 0, np.empty(0)
+        for each in self.columns([name]):
+            if not start:
+                whole = np.empty(len(self), dtype=each[name].dtype)
+            whole[start : start + len(each[name])] = each[name]
+            start += len(each[name])
+        return whole
 
     def text(self, name: str, row: int) -> str:
         """The text in one row of a column."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        batch, place = divmod(row - int(self.starts[part]), BATCH)
+        part, batch, place = self._place(row)
         return str(self._reader(part).get_batch(batch).column(name)[place].as_py())
+
+    def check(self) -> None:
+        """Compare the checksums of all parts now. Raises InputError."""
+        for part in range(len(self.parts)):
+            self._check(part)
+
+    def _place(self, row: int) -> tuple[int, int, int]:
+        """Part, batch in it, and row in that."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return part, *divmod(row - int(self.starts[part]), BATCH)
 
     @functools.lru_cache(maxsize=32)  # noqa: B019 - a store lives as long as its process
     def _reader(self, part: int) -> Any:
@@ -173,8 +192,8 @@ class Store:
         return pa.ipc.open_file(pa.memory_map(str(path)))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
-    def _batch(self, part: int, batch: int) -> _Batch:
-        return _Batch(self._reader(part).get_batch(batch))
+    def _batch(self, part: int, batch: int) -> Mapped:
+        return Mapped(self._reader(part).get_batch(batch))
 
     @functools.cache  # noqa: B019 - once for each part
     def _check(self, part: int) -> None:
@@ -184,72 +203,76 @@ class Store:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read ({error.strerror}); delete {self.folder} to read the data again"
+                f"{path}: cannot be read ({error.strerror}); delete {self.folder} to make it again"
             ) from error
         if digest != self.parts[part]["sha256"]:
-            raise InputError(f"{path}: damaged (wrong checksum); delete {self.folder} to read the data again")
+            raise InputError(f"{path}: damaged (wrong checksum); delete {self.folder} to make it again")
 
 
-class _Batch:
-    """Rows that are mapped together, as arrays."""
+class Mapped:
+    """Rows that are mapped together. Nothing is copied before a value is asked for."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.batch = batch
-        self.ids = {}
-        for name in _IDS:
-            column = batch.column(name)
-            self.ids[name] = column.offsets.to_numpy(), column.values.to_numpy()
+        self._lists: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
 
-    def pair(self, place: int) -> TokenPair:
-        fields: dict[str, Any] = {
-            name: tuple(values[at[place] : at[place + 1]].tolist()) for name, (at, values) in self.ids.items()
-        }
-        fields |= {name: self.batch.column(name)[place].as_py() for name in (*_TEXTS, *_NUMBERS)}
-        return TokenPair(**fields)
+    def value(self, name: str, place: int) -> Any:
+        """A text, a number, or None."""
+        return self.batch.column(name)[place].as_py()
+
+    def array(self, name: str, place: int) -> np.ndarray[Any, Any]:
+        """A list, as a view of the mapped file that must not be written to."""
+        if name not in self._lists:
+            column = self.batch.column(name)
+            self._lists[name] = column.offsets.to_numpy(), column.values.to_numpy()
+        at, values = self._lists[name]
+        return values[at[place] : at[place + 1]]
 
 
-class StoredPairs(Sequence[TokenPair]):
-    """Some pairs of a store in an order of their own; each is read when it is asked for.
+class Selection(Sequence[T]):
+    """Some rows of a store in an order of their own; each is read when it is asked for. Subclasses name the kind.
 
     Attributes:
         store: where they lie.
         rows: their rows there, (N,), in memory or mapped.
     """
 
-    def __init__(self, store: Store, rows: np.ndarray[Any, Any]) -> None:
+    kind: Kind[T]
+
+    def __init__(self, store: Store[T], rows: np.ndarray[Any, Any]) -> None:
         self.store, self.rows = store, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
+    def __getitem__(self, index: int) -> T: ...
 
     @overload
-    def __getitem__(self, index: slice) -> StoredPairs: ...
+    def __getitem__(self, index: slice) -> Self: ...
 
-    def __getitem__(self, index: int | slice) -> TokenPair | StoredPairs:
+    def __getitem__(self, index: int | slice) -> T | Self:
         if isinstance(index, slice):
-            return StoredPairs(self.store, self.rows[index])
-        return self.store.pair(int(self.rows[index]))
+            return type(self)(self.store, self.rows[index])
+        return self.store[int(self.rows[index])]
 
-    def take(self, places: np.ndarray[Any, Any]) -> StoredPairs:
-        """Some of these pairs, by their places (n,)."""
-        return StoredPairs(self.store, self.rows[places])
+    def take(self, places: np.ndarray[Any, Any]) -> Self:
+        """Some of these rows, by their places (n,), or by whether they are taken, (N,) of bool."""
+        return type(self)(self.store, self.rows[places])
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
-        """One column of numbers of these pairs, (N,)."""
+        """One column of numbers of these rows, (N,)."""
         values: np.ndarray[Any, Any] = self.store.column(name)[self.rows]
         return values
 
     @property
-    def extremes(self) -> list[TokenPair]:
-        """The few pairs of the store whose lengths and token ids bound those of all."""
-        return [self.store.pair(row) for row in self.store.extremes]
+    def extremes(self) -> list[T]:
+        """The few rows of the store that bound all (see `Kind.bounds`)."""
+        return [self.store[row] for row in self.store.extremes]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of which pairs these are."""
+        """sha256 of which rows these are."""
         parts = [part["sha256"] for part in self.store.parts]
         rows = hashlib.sha256(np.ascontiguousarray(self.rows, dtype=np.int64).data).hexdigest()
         return hashlib.sha256(json.dumps([parts, rows]).encode()).hexdigest()
@@ -258,17 +281,17 @@ class StoredPairs(Sequence[TokenPair]):
         """Keep the selection: `path` (JSON), and the rows beside it (.npy)."""
         rows = np.ascontiguousarray(self.rows, dtype=np.int64)
         atomic_write(path.with_suffix(".npy"), lambda file: np.save(file, rows))
-        about = {"format": FORMAT, "pairs": len(self), "sha256": self.fingerprint}
+        about = {"format": FORMAT, "rows": len(self), "sha256": self.fingerprint}
         about["store"] = os.path.relpath(self.store.folder.resolve(), path.parent.resolve())
         atomic_write(path, (json.dumps(about, indent=1) + "\n").encode())
 
     @classmethod
-    def open(cls, path: Path) -> StoredPairs:
+    def open(cls, path: Path) -> Self:
         """What `save` kept. Raises InputError where it is missing or damaged."""
         try:
             about = json.loads(path.read_bytes())
             rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-            found = cls(Store(path.parent.resolve() / about["store"]), rows)
+            found = cls(Store(path.parent.resolve() / about["store"], cls.kind), rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -278,6 +301,17 @@ class StoredPairs(Sequence[TokenPair]):
         if found.fingerprint != about["sha256"]:
             raise InputError(f"{path}: damaged (wrong checksum); delete it and the folder data to read the data again")
         return found
+
+
+def list_column(rows: Sequence[Sequence[Any]], dtype: Any) -> pa.Array:
+    """A column of lists of numbers."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    if rows and isinstance(rows[0], np.ndarray):
+        values = np.concatenate(rows).astype(dtype, copy=False)
+    else:
+        values = np.fromiter(chain.from_iterable(rows), dtype=dtype, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _values(column: Any) -> np.ndarray[Any, Any]:
@@ -295,5 +329,5 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read ({error}); delete {folder} to read the data again") from error
+        raise InputError(f"{path}: cannot be read ({error}); delete {folder} to make it again") from error
     return manifest

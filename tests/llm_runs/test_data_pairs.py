@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gzip
 import hashlib
 import json
 import tempfile
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_runs import data
 from llm_runs.config import DataConfig, ReadingConfig
-from llm_runs.data import Loaded, PreferenceFileError, splitting
+from llm_runs.data import Loaded, PreferenceFileError, rendering, splitting
 from llm_runs.examples import TokenPair
 from llm_runs.models import TEMPLATES
 
@@ -63,6 +65,58 @@ def read_one(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, row: Any, context: int = CONTEXT, **options: Any
 ) -> TokenPair:
     return pairs_of(load(write(tmp_path, row, OTHER), tokenizer, context, **options))[0]
+
+
+TEXTS = [
+    "The movie",
+    "naïve café 😀",
+    " <|im_end|> in the middle",
+    "x" * 300,
+    "line\nbreak",
+    "  two  spaces",
+    "\u200d",
+    "0123 456",
+]
+
+
+def test_texts_tokenised_together_are_those_tokenised_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    many = [f"{text} {number}" for number in range(5) for text in TEXTS]
+    assert len(many) > rendering._MANY
+    for special in (True, False):
+        alone = [tokenizer(text, add_special_tokens=special).input_ids for text in many]
+        assert [list(found) for found in rendering._tokenized(tokenizer, many, special)] == alone
+    padded = copy.deepcopy(tokenizer)
+    padded.backend_tokenizer.enable_padding(length=400)  # as a tokenizer's file may ask for
+    padded.backend_tokenizer.enable_truncation(max_length=2)
+    assert [list(found) for found in rendering._tokenized(padded, many, False)] == alone
+
+    class Shouting(type(tokenizer)):  # type: ignore[misc]
+        """Does something before its Rust part."""
+
+        def __call__(self, text: Any, **options: Any) -> Any:
+            return super().__call__(text.upper() if isinstance(text, str) else [t.upper() for t in text], **options)
+
+    louder = copy.deepcopy(tokenizer)
+    louder.__class__ = Shouting
+    upper = [tokenizer(text.upper(), add_special_tokens=False).input_ids for text in many]
+    assert [list(found) for found in rendering._tokenized(louder, many, False)] == upper
+
+
+def test_the_first_bad_record_is_the_one_that_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Although records are taken many at a time: what only tokens show comes before what a later line does, and a torn file last."""
+    same = {"prompt": "a", "chosen": "\ud83d", "rejected": "c"}
+    rows = [GOOD, same, {"prompt": "a"}, "{"]
+    for first in range(1, 4):
+        with pytest.raises(PreferenceFileError, match="line 2: "):
+            load(write(tmp_path, GOOD, *rows[first:]), tokenizer)
+    with pytest.raises(PreferenceFileError, match=r"line 1: not valid JSON"):
+        load(write(tmp_path, "{", {"question": "of no known format"}), tokenizer)
+    torn = tmp_path / "torn.jsonl.gz"
+    noise = [GOOD | {"prompt": hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()} for n in range(1500)]
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in (GOOD, {"prompt": "a"}, *noise))
+    torn.write_bytes(gzip.compress(lines)[:-2000])
+    with pytest.raises(PreferenceFileError, match="line 2: the key 'chosen' is missing"):
+        load(torn, tokenizer)
 
 
 def test_strings(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,7 +16,8 @@ from llm_runs import data
 from llm_runs.config import DataConfig, ReadingConfig
 from llm_runs.data import Loaded, report
 from llm_runs.data.loading import Account
-from llm_runs.data.store import Store, StoredPairs, Writer
+from llm_runs.data.store import Store, Writer
+from llm_runs.data.stored import PlacedPair, StoredPairs, pair_kind
 from llm_runs.examples import TokenPair
 
 
@@ -25,11 +26,11 @@ def pair(prompt: int, chosen: tuple[int, ...], rejected: tuple[int, ...], *score
 
 
 def loaded(folder: Path, *pairs: TokenPair) -> Loaded:
-    writer = Writer(folder / "store", "key")
+    writer = Writer(folder / "store", "key", pair_kind())
     for each in (*pairs, pair(99, (1,), (2,))):
-        writer.append(each, "somewhere", 0)
+        writer.append(PlacedPair(each, "somewhere"))
     writer.end_part({}, complete=True)
-    every = StoredPairs(Store(folder / "store"), np.arange(len(pairs) + 1))
+    every = StoredPairs(Store(folder / "store", StoredPairs.kind), np.arange(len(pairs) + 1))
     return Loaded(every[:-1], every[-1:], [Account("mine.jsonl", "JSON lines", "pairs")], {}, {}, None)
 
 
@@ -103,7 +104,7 @@ def test_what_is_written(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> 
     paths = tmp_path / "training.json", tmp_path / "held_out.json"
     page = data.save(found, config, tmp_path / "data", *paths)
     assert {path.name for path in (tmp_path / "data").iterdir()} == {
-        "report.md", "report.json", "pairs.parquet", "candidates.jsonl", "given"}  # fmt: skip
+        "report.md", "report.json", "pairs.parquet", "candidates.json", "candidates.npy", "given", "given_completions"}  # fmt: skip
     values = json.loads((tmp_path / "data" / "report.json").read_text())
     assert values["sources"][0]["left_out"] == {"missing field": 1}
     assert values["truncation"]["completions_cut"] == found.truncated["completions"] > 0

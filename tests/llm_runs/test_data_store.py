@@ -18,7 +18,8 @@ from llm_runs import data, training
 from llm_runs.config import DataConfig, ReadingConfig, TrainingConfig
 from llm_runs.data import loading, store
 from llm_runs.data.rendering import Renderer
-from llm_runs.data.store import Store, StoredPairs, Writer
+from llm_runs.data.store import Store, Writer
+from llm_runs.data.stored import PlacedPair, StoredPairs, pair_kind
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair
 
@@ -46,13 +47,13 @@ def pairs(count: int) -> list[TokenPair]:
 
 
 def write(folder: Path, given: list[TokenPair], key: str = "key") -> StoredPairs:
-    writer = Writer(folder, key)
+    writer = Writer(folder, key, pair_kind())
     for each in given:
-        writer.append(each, f"line {each.id}", 0)
+        writer.append(PlacedPair(each, f"line {each.id}"))
         if writer.full:
             writer.end_part({"count": int(each.id)})
     writer.end_part({"count": len(given)}, complete=True)
-    return StoredPairs(Store(folder), np.arange(len(given)))
+    return StoredPairs(Store(folder, StoredPairs.kind), np.arange(len(given)))
 
 
 @pytest.fixture
@@ -90,19 +91,19 @@ def test_what_is_written_is_read_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_writing_goes_on_after_the_last_whole_part(tmp_path: Path) -> None:
     given = pairs(80)
-    writer = Writer(tmp_path, "key")
+    writer = Writer(tmp_path, "key", pair_kind())
     for each in given[:45]:
-        writer.append(each, "", 0)
+        writer.append(PlacedPair(each, ""))
         if writer.full:
             writer.end_part({"count": int(each.id) + 1})
-    again = Writer(tmp_path, "key")  # the first was killed
+    again = Writer(tmp_path, "key", pair_kind())  # the first was killed
     assert (again.progress, again.complete, len(again)) == ({"count": 32}, False, 32)
     for each in given[32:]:
-        again.append(each, "", 0)
+        again.append(PlacedPair(each, ""))
     again.end_part({}, complete=True)
-    assert list(StoredPairs(Store(tmp_path), np.arange(80))) == given
-    assert Writer(tmp_path, "key").complete
-    other = Writer(tmp_path, "another key")
+    assert list(StoredPairs(Store(tmp_path, StoredPairs.kind), np.arange(80))) == given
+    assert Writer(tmp_path, "key", pair_kind()).complete
+    other = Writer(tmp_path, "another key", pair_kind())
     assert (other.progress, other.complete, len(other)) == (None, False, 0)
 
 
@@ -110,11 +111,11 @@ def test_writing_goes_on_after_the_last_whole_part(tmp_path: Path) -> None:
 def test_damage_is_noticed(tmp_path: Path) -> None:
     found = write(tmp_path / "store", pairs(40))
     found.save(tmp_path / "all.json")
-    writer = Writer(tmp_path / "unfinished", "key")
-    writer.append(pairs(1)[0], "", 0)
+    writer = Writer(tmp_path / "unfinished", "key", pair_kind())
+    writer.append(PlacedPair(pairs(1)[0], ""))
     writer.end_part({})
-    with pytest.raises(InputError, match="not read to their end"):
-        Store(tmp_path / "unfinished")
+    with pytest.raises(InputError, match="not written to its end"):
+        Store(tmp_path / "unfinished", StoredPairs.kind)
     part = tmp_path / "store" / "part-00001.arrow"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
@@ -152,22 +153,22 @@ def test_an_interrupted_reading_goes_on(
 
     wanted = load(tmp_path / "undisturbed")
     calls = 0
-    real = Renderer.pair
+    real = Renderer.in_tokens
 
-    def interrupted(self: Renderer, comparison: Any) -> TokenPair:
+    def interrupted(self: Renderer, examples: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 75:
+        if calls == 10:
             raise KeyboardInterrupt
-        return real(self, comparison)
+        return real(self, examples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Renderer, "pair", interrupted)
+        patch.setattr(Renderer, "in_tokens", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(tmp_path / "store")
         found = load(tmp_path / "store")
-    assert calls == 75 + 99 - 64  # two whole parts were kept
-    assert "goes on after 65 records that were read before" in said[-1]
+    assert calls == 10 + 4  # eight records at a time; two whole parts were kept, and the rest of 100 records is read
+    assert "goes on after 72 records that were read before" in said[-1]
     for side in ("training", "held_out"):
         assert list(getattr(found, side)) == list(getattr(wanted, side))
     assert found.accounts == wanted.accounts

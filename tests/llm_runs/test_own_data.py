@@ -16,7 +16,7 @@ from analysis.records import find_runs
 from llm_runs import data, dry_run
 from llm_runs.__main__ import main
 from llm_runs.config import RunConfig
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs, StoredSamples
 from llm_runs.experiment import Experiment
 
 SMALL = (
@@ -98,12 +98,15 @@ def test_ultrafeedback_files(
     assert len(training) + len(held_out) == 16 * 6
     assert all(row["chosen_reward"] > row["rejected_reward"] for row in training + held_out)
     assert training[0]["prompt"].startswith("<|im_start|>user\nReview the ")
-    assert len(rows(out / "data" / "candidates.jsonl")) == 64
+    assert len(StoredSamples.open(out / "data" / "candidates.json")) == 64
     summary = check_run(out)
     assert len(summary["rendering"]["chat_template_sha256"]) == 64
     settings = [*SMALL, f"data.preferences={source}", "data.reading.pairing=all"]
     listed = dry_run.files(Experiment(RunConfig.load("tiny", settings), out, dry=True))
-    assert {file.path for file in listed if not file.path.exists()} == {out / "data" / "unpaired.jsonl"}
+    assert {file.path for file in listed if not file.path.exists()} == {
+        out / "data" / "unpaired.json",
+        out / "data" / "unpaired.npy",
+    }
     # Going on reads nothing again: the tokens are kept.
     monkeypatch.setattr(data, "load", None)
     assert run(source, out, "data.reading.pairing=all", "objectives=[dpo(beta=0.1), ipo]") == 0

@@ -20,7 +20,7 @@ from llm_runs import account, dry_run, experiment, pipeline, training
 from llm_runs.__main__ import main
 from llm_runs.account import Step
 from llm_runs.config import RunConfig, SamplingConfig
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
 

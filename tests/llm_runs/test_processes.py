@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
@@ -28,11 +27,12 @@ from llm_runs import benchmarks, processes, reference, sampling, sft, sharding, 
 from llm_runs.config import EvaluationConfig, LoRAConfig, ReferenceConfig, SamplingConfig, SFTConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
-from llm_runs.examples import TokenSample
+from llm_runs.examples import Sides, TokenSample
 from llm_runs.global_batch import gathered
-from llm_runs.microbatches import Microbatches, mismatched, needs_in_training
+from llm_runs.microbatches import Microbatches, needs_in_training
+from llm_runs.mismatched import Mismatched
 from llm_runs.models import load_model, load_tokenizer, save, tiny_random
-from llm_runs.reference import ReferenceLogps
+from llm_runs.reference import ReferenceLogps, ScoredCompletion
 from llm_runs.sft import last_checkpoint
 
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -177,7 +177,7 @@ def continued_by_three(stored: Path, out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tokenizer = tmp_path_factory.mktemp("stored"), tiny_random(["a"], vocabulary=300)[1]
-    crossed = mismatched([(p.prompt_ids, c) for p in PAIRS for c in (p.chosen_ids, p.rejected_ids)]).values()
+    crossed = Mismatched(Sides(PAIRS))
     for name, model in MODELS.items():
         reference.compute(
             model(),
@@ -185,7 +185,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
             PAIRS,
             SAMPLES,
             ReferenceConfig(top_k=VOCABULARY),
-            completions=[TokenSample(*sequence) for sequence in crossed],
+            completions=crossed,
         ).save(folder / name)
     return folder
 
@@ -234,28 +234,6 @@ def test_a_sharded_policy_is_sampled_from_and_saved(
     assert saved.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(saved[name], weight, atol=1e-6, rtol=0, msg=name)
-
-
-ZERO = {"single zero2": {"sharding": "zero2"}, "single zero3": {"sharding": "zero3", "micro_batch_size": 2}}
-
-
-def by_zero(stored: Path, out: Path) -> dict[str, Any]:
-    processes.join()
-    return {
-        name: trained("maxpo(beta=0.1, temperature=2.0)", changes, stored, out / name) for name, changes in ZERO.items()
-    }
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed, an extra: pip install '.[zero]'"
-)
-def test_deepspeed_trains_as_one_process_does(stored: Path, tmp_path: Path) -> None:
-    found = launch(2, tmp_path / "launch", by_zero, stored, tmp_path)
-    for name in ZERO:
-        alone = trained("maxpo(beta=0.1, temperature=2.0)", {}, stored, tmp_path / f"alone {name}")
-        assert found[0][name]["weights"].keys() == alone["weights"].keys()
-        for each in found:
-            assert_close(each[name], alone, atol=1e-5)
 
 
 def test_a_training_goes_on_with_another_number_of_processes(
@@ -342,6 +320,11 @@ def artefacts(tiny: Path, out: Path, name: str) -> dict[str, Any]:
     }
 
 
+def numbers(row: ScoredCompletion) -> list[Tensor]:
+    top = row.top
+    return [row.logps, row.logp, *(() if top is None else (top.ids, top.logps, top.log_tail))]
+
+
 def _cut_or_continued(
     out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenSample], int] | None:
@@ -396,8 +379,10 @@ def test_one_two_and_three_processes_make_the_same(tiny_folder: Path, tmp_path: 
             assert each["file"] == alone["file"]
             assert each["left"] == []  # nothing half done
             assert each["policy samples"] == alone["policy samples"]
-            for name, tensor in alone["reference"]._tensors().items():
-                torch.testing.assert_close(each["reference"]._tensors()[name], tensor, atol=1e-6, rtol=1e-6)
+            for found, wanted in zip(each["reference"].rows, alone["reference"].rows, strict=True):
+                assert found.digest == wanted.digest
+                for one, other in zip(numbers(found), numbers(wanted), strict=True):
+                    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
             pd.testing.assert_frame_equal(each["evaluation"], alone["evaluation"], atol=1e-6, rtol=1e-6)
             if size == 3:  # two of six batches were there, four are shared by three
                 assert each["continued"] == (alone["samples"], 2)
@@ -490,19 +475,34 @@ def test_when_one_process_dies_the_others_stop_with_its_reason_and_the_next_call
     assert [len(each) for each in samples if len(each) == 4]
 
 
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
+    # On a machine without a GPU --cpu says that there are to be several processes; with GPUs it is --multi_gpu.
+    "accelerate launch": (
+        *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "-m"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def made_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
 @pytest.mark.slow
-def test_torchrun_makes_the_whole_run_of_one_process(tmp_path: Path) -> None:
-    """Half a minute of two cores for each of two runs."""
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_makes_the_whole_run_of_one_process(launcher: str, made_alone: Path, tmp_path: Path) -> None:
+    """Half a minute of two cores for each of three runs."""
     settings = ("sft.steps=6", "data.prompts=16", "training.steps=4", "objectives=['dpo(beta=0.1)', 'bco(beta=0.1)']")
     shared = ("labels=[{name: noisy, temperature: 4.0}]", "evaluation.at=[2]", "training.save_every=2")
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
     tables = {}
-    for name, launcher in (("alone", ()), ("torchrun", torchrun)):
-        out = tmp_path / name
+    for name, given in (("alone", ()), ("launched", LAUNCHERS[launcher])):
+        out = made_alone if name == "alone" else tmp_path / name
         command = [
             sys.executable,
             "-m",
-            *launcher,
+            *given,
             "llm_runs",
             "run",
             "tiny",
@@ -526,5 +526,5 @@ def test_torchrun_makes_the_whole_run_of_one_process(tmp_path: Path) -> None:
             tables.setdefault(run.folder.name, {})[name] = losses, run.table("evaluations"), run.table("samples")
     assert len(tables) == 2
     for found in tables.values():
-        for each, alone in zip(found["torchrun"], found["alone"], strict=True):
+        for each, alone in zip(found["launched"], found["alone"], strict=True):
             pd.testing.assert_frame_equal(each, alone, atol=1e-4, rtol=1e-4)

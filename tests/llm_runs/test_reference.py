@@ -7,13 +7,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_runs import models, reference
 from llm_runs.config import ReferenceConfig
-from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.examples import Sides, TokenPair, TokenSample
 from llm_runs.models import tiny_random
 from llm_runs.reference import ReferenceCacheError, ReferenceLogps
 
@@ -64,7 +65,7 @@ def test_flipped_labels_use_the_same_numbers(computed) -> None:
 
 def test_each_distinct_completion_is_scored_once(computed) -> None:
     assert len(computed) == 6  # four of the pairs, two new samples; the third sample is a chosen completion
-    assert computed.lengths.sum() == 3 + 1 + 2 + 4 + 2 + 5
+    assert sum(len(row.logps) for row in computed.rows) == 3 + 1 + 2 + 4 + 2 + 5
 
 
 def test_distributions_are_the_top_tokens_and_the_rest(tiny, computed) -> None:
@@ -80,10 +81,23 @@ def test_distributions_are_the_top_tokens_and_the_rest(tiny, computed) -> None:
         )
 
 
+def assert_same(found: ReferenceLogps, wanted: ReferenceLogps) -> None:
+    """To the bit, whatever the order."""
+    rows = [{row.digest: row for row in each.rows} for each in (found, wanted)]
+    assert set(rows[0]) == set(rows[1])
+    for digest, row in rows[1].items():
+        other = rows[0][digest]
+        assert torch.equal(other.logps, row.logps)
+        assert torch.equal(other.logp, row.logp)
+        assert (other.top is None) == (row.top is None)
+        if row.top is not None and other.top is not None:
+            for name in ("ids", "logps", "log_tail"):
+                assert torch.equal(getattr(other.top, name), getattr(row.top, name))
+
+
 def test_saved_cache_reads_back_exactly(tiny, computed, tmp_path: Path) -> None:
     read = ReferenceLogps.load(computed.save(tmp_path / "cache"), key=reference.reference_key(*tiny, CONFIG))
-    for name in ("logps", "token_logps", "lengths", "start", "ids", "top_logps", "log_tail"):
-        assert torch.equal(getattr(read, name), getattr(computed, name))
+    assert_same(read, computed)
     assert read.key == computed.key
     assert torch.equal(torch.stack(read.pair_logps(PAIRS)), torch.stack(computed.pair_logps(PAIRS)))
 
@@ -149,18 +163,73 @@ def test_missing_and_damaged_files_are_named(computed, tmp_path: Path) -> None:
     with pytest.raises(ReferenceCacheError, match=r"reference\.json is missing"):
         ReferenceLogps.load(tmp_path / "nothing")
     folder = computed.save(tmp_path / "cache")
-    table = folder / "reference.safetensors"
-    content = bytearray(table.read_bytes())
-    content[-5] ^= 1
-    table.write_bytes(content)
-    with pytest.raises(ReferenceCacheError, match=r"reference\.safetensors: damaged"):
+    for name in ("rows/part-00000.arrow", "index.npy"):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(ReferenceCacheError, match=f"{name}: damaged .*wrong checksum"):
+            ReferenceLogps.load(folder)
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+    assert len(ReferenceLogps.load(folder)) == len(computed)
+    (folder / "rows" / "part-00000.arrow").unlink()
+    with pytest.raises(ReferenceCacheError, match=r"part-00000\.arrow: cannot be read"):
         ReferenceLogps.load(folder)
     (folder / "reference.json").write_text("{")
     with pytest.raises(ReferenceCacheError, match=r"reference\.json: damaged"):
         ReferenceLogps.load(folder)
     (folder / "reference.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ReferenceCacheError, match="format 2"):
+    with pytest.raises(ReferenceCacheError, match="format 3"):
         ReferenceLogps.load(folder)
+
+
+def test_pieces_give_the_same_numbers_and_an_interrupted_computation_goes_on(
+    tiny, computed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Piece by piece into a folder: batches of two are cut otherwise, so that sums may differ in their last bits."""
+    monkeypatch.setattr(reference, "_NUMBERS", 40)
+    real, calls = reference._score, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(reference, "_score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reference.compute(*tiny, PAIRS, SAMPLES, CONFIG, folder=tmp_path)
+    with pytest.raises(ReferenceCacheError, match="is missing"):
+        ReferenceLogps.load(tmp_path)
+    found = reference.compute(*tiny, PAIRS, SAMPLES, CONFIG, folder=tmp_path)
+    pieces = len(
+        list(reference._pieces([(s, True) for s in SAMPLES] + [(s, False) for s in Sides(PAIRS)], CONFIG.top_k))
+    )
+    assert len(calls) == pieces + 1 > 4  # two pieces were kept, the third was begun again
+    for sample in (*SAMPLES, *Sides(PAIRS)):
+        sequence = sample.prompt_ids, sample.completion_ids
+        torch.testing.assert_close(
+            found.logps_of_tokens(*sequence), computed.logps_of_tokens(*sequence), atol=1e-5, rtol=0
+        )
+        assert found.logp(*sequence) == pytest.approx(computed.logp(*sequence), abs=1e-5)
+    for sample in SAMPLES:  # also where a pair's completion is one of the samples
+        for name in ("ids", "logps", "log_tail"):
+            one, other = (getattr(each.distributions(sample), name) for each in (found, computed))
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_one_piece_on_disk_is_what_is_computed_in_memory(tiny, computed, tmp_path: Path) -> None:
+    assert_same(reference.compute(*tiny, PAIRS, SAMPLES, CONFIG, folder=tmp_path), computed)
+
+
+def test_digests_are_sorted_bucket_by_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    places = np.concatenate([draw, draw[:50], np.array([0, 2**64 - 1], dtype=np.uint64)])
+    monkeypatch.setattr(reference, "_TOGETHER", 7)
+    found, numbers = reference.sorted_places(places)
+    order = np.argsort(places, kind="stable")
+    np.testing.assert_array_equal(numbers, order)
+    np.testing.assert_array_equal(found, places[order])
 
 
 def test_margin_deviation_by_hand() -> None:

@@ -118,3 +118,26 @@ def test_a_cancelled_job_is_submitted_again(tmp_path: Path, capsys: pytest.Captu
     assert "2 jobs submitted for 4 tasks" in capsys.readouterr().out
     until(finished(out), 300, out)
     assert set(kinds(out).values()) == {"done"}
+
+
+def test_a_job_whose_time_is_up_is_queued_again(tmp_path: Path) -> None:
+    """By submitit, on the signal that Slurm sends before the limit of two minutes; the run goes on from its checkpoint until it is done."""
+    long = {
+        **test_sweeps.SMALL,
+        "training": {"steps": 6000, "batch_size": 4, "save_every": 100, "log_every": 100, "kl_limit": None},
+    }
+    out = tmp_path / "out"
+    timed = {"partition": "low", "time": 2, "notice": 25, "cpus": 1, "requeues": 20}
+    submit(tmp_path, out, set=long, objectives=["dpo"], seeds=[0], data={"main": {}}, slurm=timed)
+    until(lambda: kinds(out)[RUN] in ("done", "failed"), 1200, out)
+    assert kinds(out)[RUN] == "done", status.report(out)
+    state = Folder(out).state(RUN)
+    assert state is not None
+    assert state.attempts > 1
+    said = "".join(path.read_text() for path in (out / "sweep" / "jobs").rglob("*.out"))
+    assert "this job is timed-out" in said
+    assert "Requeued job" in said or "Job has timed out" in said
+    (run,) = find_runs(out)[0]
+    loss = run.table("metrics").query("name == 'loss'")
+    assert loss["step"].is_unique
+    assert loss["step"].max() == 6000

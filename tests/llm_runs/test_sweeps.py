@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import submitit
 import yaml
 
 from analysis.records import find_runs
@@ -186,6 +187,34 @@ def test_a_killed_run_continues_and_gives_the_same(copy: Path, tmp_path: Path) -
     same = ~metrics["name"].str.contains("seconds|memory")
     pd.testing.assert_frame_equal(resumed[~resumed["name"].str.contains("seconds|memory")], metrics[same])
     assert (resumed["step"] == 1).any()
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_is_queued_again(tmp_path: Path) -> None:
+    """By submitit, whose warning comes some seconds before a job's time is up; the run goes on from its checkpoint until it is done."""
+    name = "main/dpo_beta=0.1-noisy-seed0"
+    steps = {"steps": 8000, "batch_size": 4, "save_every": 100, "log_every": 100, "kl_limit": None}
+    planned = plan(
+        tmp_path, tmp_path, objectives=["dpo"], seeds=[0], data={"main": {}}, set=SMALL | {"training": steps}
+    )
+    assert all(line.kind == "waiting" for line in status.lines(tmp_path))
+    executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
+    executor.update_parameters(timeout_min=1.0, signal_delay_s=10, stderr_to_stdout=True)
+    job = executor.submit(Job(tmp_path, [task.id for task in planned]))
+    job.wait()
+    said = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*.out"))
+    state = Folder(tmp_path).state(name)
+    assert state is not None, said
+    assert (state.state, job.exception()) == ("done", None), said
+    assert state.attempts > 1
+    assert said.count("this job is timed-out") >= state.attempts - 1
+    assert "Requeued job" in said
+    log = Folder(tmp_path).log(name).read_text()
+    assert log.count("-- main: dpo(beta=0.1) on noisy labels, seed 0") == state.attempts
+    (run,) = find_runs(tmp_path)[0]
+    loss = run.table("metrics").query("name == 'loss'")
+    assert loss["step"].is_unique  # none twice, none left out
+    assert loss["step"].tolist() == [1, *range(100, 8001, 100)]
 
 
 def test_a_task_is_done_by_one_process_at_a_time(copy: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import objectives
 from llm_runs import reference
 from llm_runs.config import ReferenceConfig
+from llm_runs.errors import InputError
 from llm_runs.examples import TokenSample
-from llm_runs.microbatches import mismatched
+from llm_runs.mismatched import Mismatched
 from llm_runs.models import tiny_random
+from llm_runs.packing import TokenSequence
 from llm_runs.reference import ReferenceLogps
 from llm_runs.training import TrainingError, train
 
@@ -51,6 +53,12 @@ SINGLE = [(s.prompt_ids, s.completion_ids) for s in UNPAIRED]
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     return tiny_random(["a"], vocabulary=300)[1]
+
+
+def mismatched(sequences: Iterable[TokenSequence], context: int | None = None) -> dict[TokenSequence, TokenSequence]:
+    given = [TokenSample(*sequence) for sequence in sequences]
+    found = Mismatched(given, context)
+    return {(s.prompt_ids, s.completion_ids): found.of(s.prompt_ids, s.completion_ids) for s in given}
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +355,7 @@ def test_mismatched_completions_are_cut_to_the_context() -> None:
 def test_what_is_missing_or_unusable_is_said(
     label: str, given: dict[str, object], message: str, stored: ReferenceLogps, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(InputError, match=message):
         train(llama(), objectives.parse(label), PAIRS, reference=stored, config=CONFIG, seed=0, out=tmp_path, **given)
 
 
