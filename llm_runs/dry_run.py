@@ -181,7 +181,7 @@ def _scale(config: RunConfig, shape: Shape, rate: float, size: int) -> Iterator[
             yield f"  {line}"
     pairs = training.steps * training.batch_size
     cache = scale.cache_bytes(pairs, lengths(config, shape)[1]) / 1e9
-    yield f"reference log-probs of {pairs} pairs: {cache:.2g} GB of the machine's memory in each process"
+    yield f"reference log-probs of {pairs} pairs: {cache:.2g} GB on disk, mapped by each process"
 
 
 def _tokens_of_pass(

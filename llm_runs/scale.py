@@ -144,8 +144,8 @@ class Step:
 
 
 def cache_bytes(pairs: int, completion: int) -> int:
-    """Of the reference's numbers, which every process holds in its machine's memory: two completions a pair, a number a token, an index."""
-    return 2 * pairs * (4 * completion + 32)
+    """On disk, of the reference's numbers, which every process maps: two completions a pair, a number a token; digest, offsets and index."""
+    return 2 * pairs * (4 * completion + 64)
 
 
 def passes(config: TrainingConfig, size: int) -> int:

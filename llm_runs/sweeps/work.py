@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -49,6 +50,7 @@ class _Worker:
         # Loaded here and not with this module, which the command needs too; the seconds that it takes are no task's.
         from llm_runs import pipeline, progress  # noqa: F401
 
+        gc.freeze()  # what is loaded stays: each run looks for garbage three times, and would go through all of it for half a second
         progress.quiet()
         self.folder = Folder(out)
         plan = self.folder.plan()

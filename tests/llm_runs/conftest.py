@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_runs import models, texts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loaded() -> None:
+    """What was imported stays: trainings and evaluations look for garbage, which would take half a second each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -477,10 +477,10 @@ def test_when_one_process_dies_the_others_stop_with_its_reason_and_the_next_call
 
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
-    # On a machine without a GPU --cpu says that there are to be several processes; with GPUs it is --multi_gpu.
+    # As with GPUs; without any its processes compute on the CPU (with --cpu it would start one only).
     "accelerate launch": (
-        *("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "-m"),
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"),
     ),
 }
 

@@ -68,4 +68,4 @@ def test_a_batch_that_cannot_be_shared_is_named() -> None:
 
 
 def test_the_reference_cache_is_a_number_a_token_and_an_index() -> None:
-    assert scale.cache_bytes(1000, 512) == 2 * 1000 * (512 * 4 + 32)
+    assert scale.cache_bytes(1000, 512) == 2 * 1000 * (512 * 4 + 64)

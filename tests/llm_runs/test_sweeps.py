@@ -189,32 +189,54 @@ def test_a_killed_run_continues_and_gives_the_same(copy: Path, tmp_path: Path) -
     assert (resumed["step"] == 1).any()
 
 
+class Held(Job):
+    """Waits in the second step of its first attempt, until it is told to go."""
+
+    def __call__(self) -> None:
+        from llm_runs import pipeline
+
+        measure, mark = pipeline.measure, self.out / "held"
+
+        def held(evaluator: Any, model: Any, step: int, *more: Any) -> Any:
+            if step == 2 and not mark.exists():
+                mark.touch()
+                time.sleep(600)
+            return measure(evaluator, model, step, *more)
+
+        pipeline.measure = held
+        super().__call__()
+
+
 @pytest.mark.slow
-def test_a_job_whose_time_is_up_is_queued_again(tmp_path: Path) -> None:
-    """By submitit, whose warning comes some seconds before a job's time is up; the run goes on from its checkpoint until it is done."""
+def test_a_job_whose_time_is_up_is_queued_again(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By submitit, on the signal that comes before a job's time is up; the run goes on from its checkpoint and gives the same."""
     name = "main/dpo_beta=0.1-noisy-seed0"
-    steps = {"steps": 8000, "batch_size": 4, "save_every": 100, "log_every": 100, "kl_limit": None}
-    planned = plan(
-        tmp_path, tmp_path, objectives=["dpo"], seeds=[0], data={"main": {}}, set=SMALL | {"training": steps}
-    )
-    assert all(line.kind == "waiting" for line in status.lines(tmp_path))
-    executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=20)
-    executor.update_parameters(timeout_min=1.0, signal_delay_s=10, stderr_to_stdout=True)
-    job = executor.submit(Job(tmp_path, [task.id for task in planned]))
+    record = copy / "main" / "runs" / "dpo_beta=0.1-noisy-seed0"
+    wanted = {run.folder.name: run for run in find_runs(copy / "main")[0]}[record.name].table("evaluations")
+    shutil.rmtree(record)
+    plan(copy, tmp_path, objectives=["dpo"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=1)
+    executor.update_parameters(timeout_min=1.5, signal_delay_s=30, stderr_to_stdout=True)
+    job = executor.submit(Held(copy, [name]))
+    end = time.monotonic() + 60
+    while not (copy / "held").exists():
+        assert time.monotonic() < end, "it did not come to its second step in time"
+        time.sleep(0.1)
+    (line,) = [line for line in status.lines(copy) if line.task.id == name]
+    assert line.kind == "running"
     job.wait()
     said = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*.out"))
-    state = Folder(tmp_path).state(name)
-    assert state is not None, said
-    assert (state.state, job.exception()) == ("done", None), said
-    assert state.attempts > 1
-    assert said.count("this job is timed-out") >= state.attempts - 1
+    assert job.exception() is None, said
+    assert "this job is timed-out" in said
     assert "Requeued job" in said
-    log = Folder(tmp_path).log(name).read_text()
-    assert log.count("-- main: dpo(beta=0.1) on noisy labels, seed 0") == state.attempts
-    (run,) = find_runs(tmp_path)[0]
-    loss = run.table("metrics").query("name == 'loss'")
-    assert loss["step"].is_unique  # none twice, none left out
-    assert loss["step"].tolist() == [1, *range(100, 8001, 100)]
+    state = Folder(copy).state(name)
+    assert state is not None
+    assert (state.state, state.attempts) == ("done", 3)  # at first, told to go, and again
+    (again,) = [run for run in find_runs(copy / "main")[0] if run.folder.name == record.name]
+    pd.testing.assert_frame_equal(again.table("evaluations"), wanted)
+    loss = again.table("metrics").query("name == 'loss'")
+    assert loss["step"].tolist() == [1, 2, 3, 4]  # none twice, none left out
 
 
 def test_a_task_is_done_by_one_process_at_a_time(copy: Path, tmp_path: Path) -> None:
