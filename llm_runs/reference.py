@@ -67,7 +67,8 @@ def _batch(rows: Sequence[ScoredCompletion]) -> pa.RecordBatch:
     tops = [row.top for row in rows]
 
     def tokens(values: Sequence[Tensor | None], dtype: Any) -> pa.Array:
-        return list_column([np.empty(0, dtype) if each is None else each.flatten().numpy() for each in values], dtype)
+        given: list[Any] = [np.empty(0, dtype) if each is None else each.flatten().numpy() for each in values]
+        return list_column(given, dtype)
 
     return pa.RecordBatch.from_pydict(
         {
@@ -75,9 +76,9 @@ def _batch(rows: Sequence[ScoredCompletion]) -> pa.RecordBatch:
             "place": pa.array(places_of(row.digest for row in rows)),
             "logp": pa.array(np.array([row.logp.item() for row in rows], dtype=kind)),
             "logps": tokens([row.logps for row in rows], kind),
-            "ids": tokens([top and top.ids for top in tops], np.int32),
-            "top_logps": tokens([top and top.logps for top in tops], kind),
-            "log_tail": tokens([top and top.log_tail for top in tops], kind),
+            "ids": tokens([None if top is None else top.ids for top in tops], np.int32),
+            "top_logps": tokens([None if top is None else top.logps for top in tops], kind),
+            "log_tail": tokens([None if top is None else top.log_tail for top in tops], kind),
         }
     )
 

@@ -144,7 +144,7 @@ class Step:
 
 
 def cache_bytes(pairs: int, completion: int) -> int:
-    """On disk, of the reference's numbers, which every process maps: two completions a pair, a number a token; digest, offsets and index."""
+    """On disk, of the reference's numbers, which every process maps: two completions a pair, a number a token, digests and index."""
     return 2 * pairs * (4 * completion + 64)
 
 

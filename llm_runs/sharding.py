@@ -105,11 +105,12 @@ class _Check(TrainerCallback):  # type: ignore[misc]
             )
         if not (args.fsdp or args.deepspeed) or size == 1:
             return
-        whole = sum(shape.numel() for shape in map(_whole_shape, trainer.model.parameters()))
-        held = sum(map(_held, trainer.model.parameters()))
+        weights = list(trainer.model.parameters())
+        whole = sum(shape.numel() for shape in map(_whole_shape, weights))
+        held = sum(map(_held, weights))
         if args.fsdp or trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            # A tensor is split along one dimension, which need not divide: as much as two parts of a small one.
-            sharded = held <= whole / size * 1.5 + 4096
+            # Of all together, because small tensors may lie in one process; DeepSpeed fills up what does not divide.
+            sharded = sum(processes.gather(held)) <= 1.5 * whole + size * len(weights)
         else:
             sharded = trainer.is_deepspeed_enabled and trainer.deepspeed.zero_optimization_stage() == 2
         if not sharded:

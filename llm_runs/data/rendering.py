@@ -102,6 +102,7 @@ class Renderer:
         if isinstance(example, Problem):
             return example
         answers: Sequence[Text]
+        fields: tuple[str, ...]
         if isinstance(example, Comparison):
             answers, fields = (example.chosen, example.rejected), ("chosen", "rejected")
         elif isinstance(example, Scored):

@@ -116,9 +116,19 @@ def all_trainings(stored: Path, out: Path) -> dict[str, Any]:
     interrupted("dpo(beta=0.1)", {}, stored, out / "to one")
     interrupted("dpo(beta=0.1)", {"sharding": "fsdp"}, stored, out / "to three")
     found["drawn"] = drawn_while_training({"sharding": "fsdp"}, stored, out / "drawn")
+    found["whole"] = fallen_back(stored, out / "whole")
     found["gathered"] = coupled_gradients()
     found["sft"] = tuned(out / "sft")
     return found
+
+
+def fallen_back(stored: Path, out: Path) -> str:
+    """What is said where accelerate makes whole copies of what was to be sharded, as it does by itself on a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(sharding.ShardedTrainer, "create_accelerator_and_postprocess")
+        with pytest.raises(InputError) as caught:
+            trained("dpo(beta=0.1)", {"sharding": "fsdp"}, stored, out)
+    return str(caught.value)
 
 
 def drawn_while_training(changes: dict[str, Any], stored: Path, out: Path) -> list[TokenSample]:
@@ -223,6 +233,11 @@ def test_two_processes_train_as_one_does(name: str, by_two: list[dict[str, Any]]
         )
 
 
+def test_whole_copies_of_what_was_to_be_sharded_are_refused(by_two: list[dict[str, Any]]) -> None:
+    for each in by_two:
+        assert "the model was to be sharded over 2 processes, but this one holds" in each["whole"]
+
+
 def test_a_sharded_policy_is_sampled_from_and_saved(
     by_two: list[dict[str, Any]], stored: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -291,7 +306,10 @@ def artefacts(tiny: Path, out: Path, name: str) -> dict[str, Any]:
     path = out / f"{name}.jsonl"
     config = SamplingConfig(batch_size=2)
     drawn = sampling.sample_to_file(path, model, tokenizer, PROMPTS, max_tokens=6, seed=3, config=config)
-    kept = reference.compute(model, tokenizer, PAIRS, SAMPLES, ReferenceConfig(top_k=8, batch_size=3))
+    config_of_reference, folder = ReferenceConfig(top_k=8, batch_size=3), out / f"{name} reference"
+    with pytest.MonkeyPatch.context() as patch:  # several pieces, each shared by all processes
+        patch.setattr(reference, "_NUMBERS", 300)
+        kept = reference.compute(model, tokenizer, PAIRS, SAMPLES, config_of_reference, folder=folder)
     policy = load_model(tiny)
     with torch.no_grad():
         policy.model.norm.weight.mul_(3.0)
@@ -313,7 +331,8 @@ def artefacts(tiny: Path, out: Path, name: str) -> dict[str, Any]:
         "samples": drawn,
         "file": path.read_text(),
         "left": sorted(each.name for each in path.parent.iterdir() if each.name.startswith(f".{name}")),
-        "reference": kept,
+        "reference": list(kept.rows),
+        "pieces": len(list((folder / "rows").glob("*.arrow"))),
         "evaluation": evaluator.evaluate(policy, 4),
         "policy samples": evaluator.samples,
         "continued": _cut_or_continued(out, model, tokenizer),
@@ -379,7 +398,8 @@ def test_one_two_and_three_processes_make_the_same(tiny_folder: Path, tmp_path: 
             assert each["file"] == alone["file"]
             assert each["left"] == []  # nothing half done
             assert each["policy samples"] == alone["policy samples"]
-            for found, wanted in zip(each["reference"].rows, alone["reference"].rows, strict=True):
+            assert each["pieces"] == alone["pieces"] > 2
+            for found, wanted in zip(each["reference"], alone["reference"], strict=True):
                 assert found.digest == wanted.digest
                 for one, other in zip(numbers(found), numbers(wanted), strict=True):
                     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
