@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import evaluation_table
-from analysis.claims import CLAIMS
+from analysis.claims import CLAIMS, adjusted_findings
 from analysis.claims.table import explain, render
 from analysis.evaluations import MissingEvaluations
 from analysis.evidence import Evidence
@@ -106,7 +106,8 @@ def _claims(folders: Sequence[str], explained: str | None, style: str) -> None:
             DEFAULT, "there is no such folder; name the folder of your records, or make them: see README.md"
         )
     evidence = Evidence.load(*folders)
-    findings = [finding for claim in chosen for finding in claim.findings(evidence)]
+    # all claims are one family of tests, whichever of them is explained
+    findings = [finding for finding in adjusted_findings(CLAIMS, evidence) if finding.claim in chosen]
     print(explain(chosen[0], findings, evidence) if explained else render(findings, style))
     for line in (*evidence.skipped, *evidence.left_out):
         print(line, file=sys.stderr)

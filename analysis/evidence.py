@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from analysis.records import Run, find_runs
 
 NEAR_DETERMINISTIC = "near_deterministic"
 NOISY = "noisy"
+FULL = "full"  # support of the pairs: all that the reference samples
 METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
 
 STRENGTHS = ("beta", "tau")  # hyper-parameters that are a regularisation strength
@@ -47,6 +49,8 @@ SAMPLED_FORM = training_command(_MAXPO.format(beta=0.1, tokens="sampled"))
 # What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
 _FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation")
 
+_SUPPORT_KEYS = ("labels", "pairs", "sampling", "data")  # where a config may say which part the pairs are from
+
 _CONFIG = {"objective": ("name", "label", "hyperparameters"), "labels": ("name",)}
 
 
@@ -69,6 +73,9 @@ class Setting:
     hyperparameters: dict[str, Any]
     labels: str  # "near_deterministic" or "noisy"
     runs: tuple[Run, ...]
+    temperature: float = math.nan  # of the labels: they are sigmoid(difference of rewards / temperature)
+    certainty: float = math.nan  # mean probability of a pair's likelier label
+    support: str = FULL  # of the pairs
 
     @property
     def variant(self) -> str:
@@ -82,6 +89,46 @@ class Setting:
     def symbol(self) -> str:
         """The strength's letter."""
         return "τ" if self.objective.startswith("ipo") else "β"
+
+    @functools.cached_property
+    def seeds(self) -> tuple[str, ...]:
+        """The runs' seeds, "data/training"."""
+        return tuple(seed_of(run) for run in self.runs)
+
+    @functools.cached_property
+    def _measured(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """By (split, metric): seed, step, item, value of every run."""
+        frames = [run.table("evaluations").assign(seed=seed) for run, seed in zip(self.runs, self.seeds, strict=True)]
+        groups = pd.concat(frames).groupby(["split", "metric"], sort=False)
+        return {(str(split), str(metric)): rows for (split, metric), rows in groups}
+
+    def values(self, split: str, metric: str, step: int | None = None) -> pd.DataFrame:
+        """Values by training seed (rows) and item (columns) at ``step`` (default: the last at which this was evaluated).
+
+        Only items that every seed has. Empty where there is none.
+
+        Raises:
+            ValueError: an item is there twice, or the seeds share fewer than half of the items.
+        """
+        rows = self._measured.get((split, metric))
+        if rows is None:
+            return pd.DataFrame(dtype=float)
+        rows = rows[rows["step"] == (rows["step"].max() if step is None else step)]
+        if rows.duplicated(["seed", "item"]).any():
+            raise ValueError(f"{split}, {metric} of {self.label} has values of one item twice")
+        table = rows.pivot(index="seed", columns="item", values="value").astype(float)
+        counts = rows.groupby("item").size()
+        shared = counts.index[counts == len(self.runs)]
+        if 2 * len(shared) < len(counts):
+            raise ValueError(
+                f"the training seeds of {self.label} share {len(shared)} of {len(counts)} items of {split}, {metric}"
+            )
+        return table.reindex(columns=shared)
+
+    def steps_of(self, split: str, metric: str) -> list[int]:
+        """Steps at which this was evaluated; 0 is the reference itself."""
+        rows = self._measured.get((split, metric))
+        return [] if rows is None else sorted(int(step) for step in rows["step"].unique())
 
     @functools.cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -181,23 +228,23 @@ class Evidence:
         return found
 
     @functools.cached_property
+    def language_model_runs(self) -> tuple[Run, ...]:
+        """Every language-model run whose config says what was trained on what."""
+        return tuple(run for run in self.runs if run.kind == "llm" and run.folder not in self._malformed)
+
+    @functools.cached_property
     def _families(self) -> list[list[Run]]:
         """Language-model runs that may be compared with each other, the largest group first."""
         groups: dict[str, list[Run]] = {}
-        for run in self.runs:
-            if run.kind == "llm" and run.folder not in self._malformed:
-                shared = {key: run.config[key] for key in _FAMILY_KEYS if key in run.config}
-                groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
+        for run in self.language_model_runs:
+            shared = {key: _without_support(run.config[key]) for key in _FAMILY_KEYS if key in run.config}
+            groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
         return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].folder)))
 
     @functools.cached_property
     def settings(self) -> list[Setting]:
         """The language-model settings of the largest group of comparable runs, in a stable order."""
-        groups: dict[tuple[str, str], list[Run]] = {}
-        for run in self._families[0] if self._families else []:
-            groups.setdefault((run.config["objective"]["label"], run.config["labels"]["name"]), []).append(run)
-        settings = [_setting(runs) for runs in groups.values()]
-        return sorted(settings, key=lambda one: (one.labels, one.objective, one.strength, one.label))
+        return settings(self._families[0]) if self._families else []
 
     @property
     def left_out(self) -> list[str]:
@@ -207,21 +254,30 @@ class Evidence:
             for group in self._families[1:]
         ]
 
-    def language_model(self, objective: str | None = None, labels: str | None = None) -> list[Setting]:
-        """Settings of one objective (by name) and one kind of labels, by rising strength.
+    def language_model(
+        self, objective: str | None = None, labels: str | None = None, support: str | None = FULL
+    ) -> list[Setting]:
+        """Settings of one objective (by name), one kind of labels and one support of the pairs, by rising strength; None is any.
 
         Raises:
             MissingEvidence: there is none.
         """
-        found = [one for one in self.settings if objective in (None, one.objective) and labels in (None, one.labels)]
+        found = [
+            one
+            for one in self.settings
+            if objective in (None, one.objective) and labels in (None, one.labels) and support in (None, one.support)
+        ]
         if not found:
-            what = " ".join(
-                filter(None, ("language-model runs", objective and f"of {objective}", labels and f"on {labels} labels"))
+            what = (
+                "language-model runs"
+                + (f" of {objective}" if objective else "")
+                + (f" on {labels} labels" if labels else "")
             )
+            what += f" with {support} support" if support not in (None, FULL) else ""
             raise MissingEvidence(what, LLM_COMMAND)
         return found
 
-    def method(self, objective: str, labels: str) -> list[Setting]:
+    def method(self, objective: str, labels: str, support: str = FULL) -> list[Setting]:
         """Settings of one objective that differ in strength alone, by rising strength: what methods are compared by.
 
         Of several variants (other hyper-parameters) the one run at the most strengths is taken, then the one run first,
@@ -231,7 +287,7 @@ class Evidence:
             MissingEvidence: there is none.
         """
         variants: dict[str, list[Setting]] = {}
-        for setting in self.language_model(objective, labels):
+        for setting in self.language_model(objective, labels, support):
             variants.setdefault(setting.variant, []).append(setting)
         return max(variants.values(), key=lambda found: (len(found), _age(found)))
 
@@ -247,6 +303,34 @@ class Evidence:
         return found
 
 
+def settings(runs: Iterable[Run]) -> list[Setting]:
+    """Runs grouped by everything but the seed, in a stable order; of two runs with the same seed the one written last counts."""
+    groups: dict[tuple[str, str, str], dict[str, Run]] = {}
+    for run in sorted(runs, key=_written):
+        key = (run.config["objective"]["label"], run.config["labels"]["name"], support_of(run.config))
+        groups.setdefault(key, {})[seed_of(run)] = run
+    made = [_setting([by_seed[seed] for seed in sorted(by_seed)]) for by_seed in groups.values()]
+    return sorted(made, key=lambda one: (one.labels, one.support, one.objective, one.strength, one.label))
+
+
+def seed_of(run: Run) -> str:
+    """The seeds of a run's data and of its training, such as "0/2"."""
+    return f"{run.config.get('seed', 0)}/{run.config.get('training_seed', run.seeds.get('training', 0))}"
+
+
+def support_of(config: Mapping[str, Any]) -> str:
+    """The support of a run's pairs: "full", or the name of the part that they are from."""
+    for place in (config, *(config.get(key) for key in _SUPPORT_KEYS)):
+        value = place.get("support") if isinstance(place, Mapping) else None
+        if value is not None:
+            return str(value.get("name", FULL)) if isinstance(value, Mapping) else str(value)
+    return FULL
+
+
+def _without_support(value: Any) -> Any:
+    return {key: one for key, one in value.items() if key != "support"} if isinstance(value, Mapping) else value
+
+
 def strength_of(hyperparameters: dict[str, Any]) -> float:
     """The regularisation strength among an objective's hyper-parameters: beta, or tau for ipo; NaN where neither is."""
     for key, value in hyperparameters.items():  # compositions carry "dpo.beta", the pair loss first
@@ -255,31 +339,36 @@ def strength_of(hyperparameters: dict[str, Any]) -> float:
     return float("nan")
 
 
-def comparable(evidence: Evidence, labels: str, methods: Iterable[str] = METHODS) -> dict[str, Setting]:
+def comparable(
+    evidence: Evidence, labels: str, methods: Iterable[str] = METHODS, support: str = FULL
+) -> dict[str, Setting]:
     """One setting for each method, matched on reward.
 
     Rule: the target is the smallest of the methods' best mean rewards on held-out prompts; of each method the
     strength is taken whose mean reward is nearest to the target. Equal rewards are thus compared where they exist.
     """
     rewards = {
-        method: {
-            one.label: (one, float(one.items("held_out_prompts", "reward").mean()))
-            for one in evidence.method(method, labels)
-        }
+        method: [
+            (one, float(one.items("held_out_prompts", "reward").mean()))
+            for one in evidence.method(method, labels, support)
+        ]
         for method in methods
     }
-    best = [np.nanmax([reward for _, reward in by_label.values()] or [np.nan]) for by_label in rewards.values()]
+    best = [np.nanmax([reward for _, reward in found] or [np.nan]) for found in rewards.values()]
     target = min(best)
     return {
-        method: min(by_label.values(), key=lambda pair: abs(pair[1] - target) if np.isfinite(pair[1]) else np.inf)[0]
-        for method, by_label in rewards.items()
+        method: min(found, key=lambda pair: abs(pair[1] - target) if np.isfinite(pair[1]) else np.inf)[0]
+        for method, found in rewards.items()
     }
 
 
-def _age(settings: list[Setting]) -> float:
+def _age(found: list[Setting]) -> float:
     """Larger for settings whose first run was written earlier."""
-    written = [datetime.fromisoformat(run.manifest["times"]["written"]) for one in settings for run in one.runs]
-    return -min(written).timestamp()
+    return -min(_written(run) for one in found for run in one.runs)
+
+
+def _written(run: Run) -> float:
+    return datetime.fromisoformat(run.manifest["times"]["written"]).timestamp()
 
 
 def _average(frames: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
@@ -294,12 +383,20 @@ def _experiment(run: Run) -> str:
 
 def _setting(runs: list[Run]) -> Setting:
     objective = runs[0].config["objective"]
+    labels = runs[0].config["labels"]
     hyperparameters = dict(objective["hyperparameters"])
     return Setting(
         objective=objective["name"],
         label=objective["label"],
         strength=strength_of(hyperparameters),
         hyperparameters=hyperparameters,
-        labels=runs[0].config["labels"]["name"],
+        labels=labels["name"],
         runs=tuple(runs),
+        temperature=_number(labels.get("temperature")),
+        certainty=_number(labels.get("mean_max_probability")),
+        support=support_of(runs[0].config),
     )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,8 +1,8 @@
 """Estimates with intervals. The methods are scipy's; here they get one type, fixed seeds and honest edge cases.
 
-What is resampled is always the *items* (held-out prompts, samples, benchmark questions) or, in bandits, the seeds of
-the sampled data sets. With one training seed an interval says nothing about training noise, and whoever reports it
-must say so (``over`` below). From fewer than two values no interval is made.
+What is resampled here is always the *items* (held-out prompts, samples, benchmark questions) or, in bandits, the seeds of
+the sampled data sets; `analysis.seeds` resamples training seeds too. With one training seed an interval says nothing about
+training noise, and whoever reports it must say so (``over`` below). From fewer than two values no interval is made.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
+POWER = 0.8
 RESAMPLES = 2000
 SEED = 20231216  # any fixed number: the same records always give the same interval
 
@@ -35,6 +36,9 @@ class Interval:
     high: float = math.nan
     n: int = 0  # values it rests on
     over: str = "items"  # what n counts
+    seeds: int = 1  # training seeds that were resampled too; 1: the interval does not cover training noise
+    df: float = math.inf  # degrees of freedom of its standard error, where that was estimated from few values
+    ratio: bool = False  # the interval is symmetric on the logarithm
 
     @property
     def known(self) -> bool:
@@ -50,6 +54,46 @@ class Interval:
     def below_zero(self) -> bool:
         """Whether the whole interval lies below 0."""
         return self.known and self.high < 0
+
+    def p_value(self, bound: float = 0.0) -> float:
+        """Two-sided p of a true value of ``bound``, by inverting the interval (level `LEVEL`); NaN without one.
+
+        The half of the interval on the bound's side is taken for its standard error, so that p < .05 exactly where the
+        95 % interval excludes the bound.
+        """
+        if not self.known:
+            return math.nan
+        low, estimate, high, at = self._scaled(bound)
+        half = estimate - low if estimate > at else high - estimate
+        critical = self._critical
+        distance = abs(estimate - at)
+        return 1.0 if distance == 0 else float(2 * stats.t.sf(critical * distance / half, self.df)) if half > 0 else 0.0
+
+    def detectable(self, power: float = POWER) -> float:
+        """Minimal detectable effect: the true distance from a bound that the two-sided test at `LEVEL` sees with this power.
+
+        From the noncentral t distribution with the interval's own standard error and degrees of freedom (Cohen 1988, section 2.5); for a
+        ratio the factor above 1 that is seen. NaN without an interval. It says what the records could have shown, and does not depend on
+        what they show.
+        """
+        if not self.known:
+            return math.nan
+        low, _, high, _ = self._scaled(self.estimate)
+        error = (high - low) / 2 / self._critical
+        found = error * _noncentrality(self.df, power)
+        return math.exp(found) if self.ratio else found
+
+    @property
+    def _critical(self) -> float:
+        return float(stats.t.ppf(0.5 + LEVEL / 2, self.df))
+
+    def _scaled(self, bound: float) -> tuple[float, float, float, float]:
+        """low, estimate, high and the bound on the scale on which the interval is symmetric."""
+        values = (self.low, self.estimate, self.high, bound)
+        if not self.ratio:
+            return values
+        low, estimate, high, at = (math.log(value) for value in values)
+        return low, estimate, high, at
 
     def __str__(self) -> str:
         if not self.known:
@@ -198,7 +242,7 @@ def ratio(first: ArrayLike, second: ArrayLike, *, over: str = "items", level: fl
         return Interval(estimate, n=n, over=over)
     test = stats.ttest_ind(np.log(one), np.log(two), equal_var=False)
     interval = test.confidence_interval(confidence_level=level)
-    return Interval(estimate, math.exp(interval.low), math.exp(interval.high), n, over)
+    return Interval(estimate, math.exp(interval.low), math.exp(interval.high), n, over, df=float(test.df), ratio=True)
 
 
 def over_items(
@@ -236,6 +280,14 @@ def proportion(successes: int, trials: int, *, over: str = "seeds", level: float
 def trend(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall's tau-b of ``y`` against ``x``: 1 for a rising, -1 for a falling sequence; infinite values rank highest."""
     return float(stats.kendalltau(np.asarray(x, dtype=float), np.asarray(y, dtype=float)).statistic)
+
+
+def _noncentrality(df: float, power: float) -> float:
+    """Noncentrality at which the two-sided t test at `LEVEL` has this power (its far tail, below 1e-3 of it, left out)."""
+    critical = float(stats.t.ppf(0.5 + LEVEL / 2, df))
+    if df > 1e5:
+        return critical + float(stats.norm.ppf(power))
+    return float(special.nctdtrinc(df, 1 - power, critical))
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.claims.c7 import measured_points
 from analysis.evidence import LLM_COMMAND, NEAR_DETERMINISTIC, NOISY, STRENGTHS, Evidence, MissingEvidence, Setting
+from analysis.measured import measured_points
 from analysis.statistics import Interval, mean
 from paper_figures import style
 from paper_figures.drawing import Drawing

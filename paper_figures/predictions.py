@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.claims.c7 import measured_points
 from analysis.empirical_bandit import Curve, predicted_beta, reference_rewards, rlhf, whole
 from analysis.evidence import Evidence, Setting
+from analysis.measured import measured_points
 from analysis.records import Run
 from paper_figures import style
 from paper_figures.drawing import Drawing

@@ -6,6 +6,7 @@ records are random numbers around levels that the caller chooses.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -264,6 +265,9 @@ class Levels:
     response: float = 0.0  # fall of log10 KL per decade of strength
 
 
+# Temperature of each kind of labels, and how likely a label is to go with the better answer.
+TEMPERATURES = {"near_deterministic": (0.01, 0.998), "sharp": (0.2, 0.95), "soft": (0.7, 0.85), "noisy": (2.0, 0.7)}
+
 # As the theory predicts it.
 PREDICTED = {
     "dpo": Levels(10.0, 2.0, log_ratio=-12.0, training_accuracy=0.99, held_out_accuracy=0.7, benchmark=0.35),
@@ -286,6 +290,11 @@ class Truth:
     prompts: int = 64
     noise: float = 0.3
     seeds: tuple[int, ...] = (0,)
+    seed_noise: float = (
+        0.0  # training noise: standard deviation of a run's levels, as a share of each (absolute for the reward)
+    )
+    support: str = "full"
+    learning_rate: float = 3e-5
     model: str = "tiny-random"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -303,11 +312,17 @@ def write_language_model(folder: Path, truth: Truth | None = None) -> Path:
 def _write_one(
     folder: Path, truth: Truth, method: str, levels: Levels, labels: str, strength: float, seed: int
 ) -> None:
-    name = f"{method}-{strength:g}-{labels}-{seed}"
+    name = f"{method}-{strength:g}-{labels}-{seed}" + (f"-{truth.support}" if truth.support != "full" else "")
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     n = truth.prompts
     base_reward = np.random.default_rng(1).normal(0.3, 1.0, n)  # the reference's, the same in every run
-    scale = (levels.noisy if labels == "noisy" else 1.0) * (0.1 / strength) ** levels.response
+    temperature, certainty = TEMPERATURES.get(labels, (0.01, 0.99))
+    # KL is linear in the log-odds of the labels' certainty, from `noisy` to 1
+    odds = [math.log(p / (1 - p)) for p in (0.7, certainty, 0.998)]
+    scale = levels.noisy + (1 - levels.noisy) * (odds[1] - odds[0]) / (odds[2] - odds[0])
+    scale *= (0.1 / strength) ** levels.response
+    training = truth.seed_noise * rng.normal(size=3) if truth.seed_noise else np.zeros(3)
+    scale *= 1 + training[0]
     rows: list[tuple[int, str, str, int, float]] = []
 
     def add(step: int, split: str, metric: str, values: np.ndarray) -> None:
@@ -322,9 +337,16 @@ def _write_one(
         add(step, "held_out_prompts", "kl_policy_reference", kl_values)
         add(step, "held_out_prompts", "k1", kl_values)
         add(step, "held_out_prompts", "length", np.full(n, 32.0))
-        reward = base_reward + (levels.reward - 0.3) * progress + noise * rng.normal(0, 1, n)
+        reward = base_reward + (levels.reward - 0.3 + training[1]) * progress + noise * rng.normal(0, 1, n)
         add(step, "held_out_prompts", "reward", reward)
-        ratio = levels.log_ratio * progress * (1 + noise * rng.uniform(-1, 1, n))
+        # rises, then falls: what nothing optimises
+        add(
+            step,
+            "held_out_prompts",
+            "second_reward",
+            base_reward + progress * (1 - progress) + noise * rng.normal(0, 1, n),
+        )
+        ratio = levels.log_ratio * (1 + training[2]) * progress * (1 + noise * rng.uniform(-1, 1, n))
         add(step, "held_out_reference_samples", "log_ratio", ratio)
         add(step, "held_out_reference_samples", "kl_reference_policy", np.abs(ratio))
         for split, level in (
@@ -366,9 +388,15 @@ def _write_one(
         id=f"llm/{name}",
         config={
             "objective": {"name": method, "hyperparameters": hyperparameters, "label": label},
-            "labels": {"name": labels, "temperature": 0.01, "mean_max_probability": 0.99 if labels != "noisy" else 0.7},
-            "training": {"steps": 20},
+            "labels": {
+                "name": labels,
+                "temperature": temperature,
+                "mean_max_probability": certainty,
+                "support": truth.support,
+            },
+            "training": {"steps": 20, "learning_rate": truth.learning_rate},
             "model": {"name": truth.model},
+            "training_seed": seed,
         },
         seeds={"training": seed},
         tables={

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
+from analysis.claims.measuring import ablation, bandit_ablation, contrast, kl, level, over
 from analysis.claims.model import Claim, Domain, Judgement, Part, above, exact
-from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting
-from analysis.statistics import matched, mean
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting
+from analysis.seeds import aligned, interval, weighted
 
 # p at least this near to 1 is where "near-deterministic" behaviour is read off: log-odds from 6.9 on.
 NEAR = 0.999
@@ -52,7 +55,8 @@ def bandit(evidence: Evidence) -> Judgement:
             ),
         ]
     nearest = (1 - frame.loc[frame["probability"] < 1, "probability"]).min()
-    return Judgement(parts, [f"{frame['strength'].nunique()} strengths; p up to 1 - {nearest:.1g} and p = 1"])
+    notes = [f"{frame['strength'].nunique()} strengths; p up to 1 - {nearest:.1g} and p = 1"]
+    return Judgement(parts, notes, bandit_ablation(evidence))
 
 
 def _slopes(frame: pd.DataFrame) -> pd.DataFrame:
@@ -76,41 +80,63 @@ def _slopes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def language_model(evidence: Evidence) -> Judgement:
-    """KL grows more from noisy to near-deterministic labels under DPO than under IPO and MaxPO (paired over prompts)."""
-    growth = {method: _growth(evidence, method) for method in METHODS}
-    parts: list[Part] = [
-        above("dpo: growth of KL from noisy to near-deterministic labels", mean(growth["dpo"]), "nats")
-    ]
+    """KL grows more from noisy to near-deterministic labels under DPO than under IPO and MaxPO, paired by seed and prompt."""
+    pairs = {method: _both(evidence, method) for method in METHODS}
+    growth = {method: contrast(kl, *found) for method, found in pairs.items()}
+    parts: list[Part] = [above("dpo: growth of KL from noisy to near-deterministic labels", growth["dpo"], "nats")]
     for method in ("ipo", "maxpo"):
-        dpo, other = matched(growth["dpo"], growth[method])
-        parts.append(above(f"dpo's growth of KL less {method}'s", mean(dpo - other), "nats"))
-    notes = [f"{method}: growth {mean(values)} nats" for method, values in growth.items()]
-    return Judgement(parts, [*notes, *over(evidence.language_model())])
+        near, noisy = pairs[method]
+        excess = contrast(kl, *pairs["dpo"], (near, -1.0), (noisy, 1.0))
+        parts.append(above(f"dpo's growth of KL less {method}'s", excess, "nats"))
+    notes = [f"{method}: growth {value} nats" for method, value in growth.items()]
+    notes += _by_certainty(evidence)
+    for method in sorted({one.objective for one in evidence.language_model()} - set(METHODS)):
+        try:
+            notes.append(f"{method}: growth {contrast(kl, *_both(evidence, method))} nats")
+        except (MissingEvidence, ValueError):
+            continue
+    every = [setting for near, noisy in pairs.values() for setting in (*near, *noisy)]
+    why = ablation(evidence, NEAR_DETERMINISTIC, kl, "KL(policy||ref) on near-deterministic labels")
+    return Judgement(parts, [*notes, *over(every)], why)
 
 
-def _growth(evidence: Evidence, method: str) -> pd.Series:
-    """By prompt: KL(policy||reference) on near-deterministic less noisy labels, mean over the strengths run on both."""
+def _both(evidence: Evidence, method: str) -> tuple[list[Setting], list[Setting]]:
+    """Settings on near-deterministic and on noisy labels, the same strengths of both."""
     near, noisy = (
-        {setting.label: setting.items("held_out_prompts", "kl_policy_reference") for setting in found}
-        for found in (evidence.method(method, NEAR_DETERMINISTIC), evidence.method(method, NOISY))
+        {setting.label: setting for setting in evidence.method(method, labels)}
+        for labels in (NEAR_DETERMINISTIC, NOISY)
     )
-    shared = sorted(set(near) & set(noisy))
+    shared = [label for label in near if label in noisy]
     if not shared:
         raise ValueError(f"{method} was not run at the same strength on both kinds of labels")
-    differences = []
-    for label in shared:
-        first, second = matched(near[label], noisy[label])
-        differences.append(first - second)
-    columns = matched(*differences)
-    return pd.concat(columns, axis=1).mean(axis=1, skipna=False)
+    return [near[label] for label in shared], [noisy[label] for label in shared]
 
 
-def over(settings: list[Setting]) -> list[str]:
-    """What the intervals cover, in one sentence."""
-    seeds = min(len(setting.runs) for setting in settings)
-    if seeds == 1:
-        return ["one training seed: the intervals cover prompts and items only, not training noise"]
-    return [f"{seeds} training seeds averaged: the intervals cover prompts and items, not the choice of seeds"]
+def _by_certainty(evidence: Evidence) -> list[str]:
+    """Where labels of three or more temperatures were run: KL at each, and its slope on the log-odds of the labels' certainty."""
+    notes = []
+    for method in METHODS:
+        by_labels: dict[str, list[Setting]] = {}
+        for setting in evidence.language_model(method):
+            by_labels.setdefault(setting.labels, []).append(setting)
+        labels = set.intersection(*({one.label for one in found} for found in by_labels.values()))
+        kinds = sorted(
+            ([one for one in found if one.label in labels] for found in by_labels.values()),
+            key=lambda found: found[0].certainty if found else math.nan,
+        )
+        if len(kinds) < 3 or not labels or not all(0.5 < found[0].certainty < 1 for found in kinds):
+            continue
+        odds = np.array([math.log(found[0].certainty / (1 - found[0].certainty)) for found in kinds])
+        centred = (odds - odds.mean()) / ((odds - odds.mean()) ** 2).sum()
+        weights = [weight / len(found) for weight, found in zip(centred, kinds, strict=True) for _ in found]
+        (block,) = aligned([kl(setting) for found in kinds for setting in found])
+        slope = interval(block, of=weighted(*weights))
+        shown = ", ".join(f"{level(kl, found).estimate:.3g} at {found[0].certainty:.3g}" for found in kinds)
+        notes.append(
+            f"{method}: KL rises by {slope} nats per unit of log-odds of the labels' mean certainty, "
+            f"over {len(kinds)} temperatures ({shown})"
+        )
+    return notes
 
 
 CLAIM = Claim(
@@ -125,8 +151,8 @@ CLAIM = Claim(
         Domain.BANDIT: f"DPO: for every strength KL(ref||policy) rises with p throughout, by more than {LEVEL:.0%} of its "
         f"value per unit of log-odds beyond p = {NEAR}, and the solver proves divergence at p = 1. IPO, "
         "MaxPO: it rises by no more than that, and is finite at p = 1.",
-        Domain.LANGUAGE_MODEL: "KL on near-deterministic less noisy labels, by prompt: above 0 for DPO, and larger for DPO than "
-        "for IPO and MaxPO; bootstrap over prompts, 95 %.",
+        Domain.LANGUAGE_MODEL: "KL on near-deterministic less noisy labels, mean over the strengths run on both: above 0 for DPO, "
+        "and larger for DPO than for IPO and MaxPO; paired by seed and prompt, 95 %.",
     },
     figures=("determinism", "frontier_llm"),
     bandit=bandit,

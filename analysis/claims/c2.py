@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from analysis.claims.c1 import over
-from analysis.claims.model import Claim, Domain, Judgement, Part, above, exact
+from analysis.claims.measuring import kl, level, over
+from analysis.claims.model import Claim, Domain, Judgement, above, exact
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, SECOND_STRENGTH, Evidence, MissingEvidence, Setting
-from analysis.statistics import Interval, matched, over_items, trend
+from analysis.seeds import aligned, interval
+from analysis.statistics import Interval, trend
 
 # Over the decades of the experiment KL must fall at least this much for the strength to be called effective.
 EFFECTIVE = 0.1
@@ -46,43 +45,36 @@ def bandit(evidence: Evidence) -> Judgement:
 
 
 def language_model(evidence: Evidence) -> Judgement:
-    """The response d log KL / d log strength on near-deterministic labels: negative for MaxPO and IPO, nearer 0 for DPO."""
-    responses = {method: _response(evidence.method(method, NEAR_DETERMINISTIC)) for method in METHODS}
+    """Fall of log KL per decade of strength on near-deterministic labels: above 0 for MaxPO and IPO, and larger for MaxPO than for DPO."""
+    found = {method: _settings(evidence, method) for method in METHODS}
     parts = [
-        _part(f"{method}: fall of log KL per decade of strength", responses[method]) for method in ("maxpo", "ipo")
+        above(f"{method}: fall of log KL per decade of strength", _fall(found[method])) for method in ("maxpo", "ipo")
     ]
-    parts.append(_part("maxpo's fall of log KL per decade less dpo's", responses["maxpo"], responses["dpo"]))
-    notes = [f"dpo: fall of log KL per decade {_interval(responses['dpo'])}"]
-    return Judgement(parts, notes + over(evidence.language_model(None, NEAR_DETERMINISTIC)))
+    parts.append(above("maxpo's fall of log KL per decade less dpo's", _fall(found["maxpo"], found["dpo"])))
+    notes = [f"dpo: fall of log KL per decade {_fall(found['dpo'])}"]
+    for method, settings in found.items():
+        shown = ", ".join(f"{level(kl, [one]).estimate:.3g} at {one.strength:g}" for one in settings)
+        notes.append(f"{method}: KL (nats) {shown}")
+    return Judgement(parts, notes + over([one for settings in found.values() for one in settings]))
 
 
-Response = tuple[pd.Series, pd.Series, float]  # KL by prompt at the weakest and the strongest, and the decades between
+def _settings(evidence: Evidence, method: str) -> list[Setting]:
+    settings = evidence.method(method, NEAR_DETERMINISTIC)
+    if len({one.strength for one in settings}) < 2:
+        raise MissingEvidence(f"{method} at two strengths or more", SECOND_STRENGTH)
+    return settings
 
 
-def _response(settings: list[Setting]) -> Response:
-    weakest, strongest = settings[0], settings[-1]
-    if not strongest.strength > weakest.strength:
-        raise MissingEvidence(f"{weakest.objective} at two strengths or more", SECOND_STRENGTH)
-    kl = [setting.items("held_out_prompts", "kl_policy_reference") for setting in (weakest, strongest)]
-    first, second = matched(*kl)
-    return first, second, math.log10(strongest.strength / weakest.strength)
-
-
-def _interval(first: Response, second: Response | None = None) -> Interval:
-    columns = [*first[:2], *(second[:2] if second else ())]
-    values = [column.to_numpy() for column in matched(*columns)]
-
-    def fall(index: NDArray[np.intp]) -> float:
-        with np.errstate(all="ignore"):
-            means = np.log([column[index].mean() for column in values])
-        own = (means[0] - means[1]) / first[2]
-        return float(own - (means[2] - means[3]) / second[2] if second else own)
-
-    return over_items(fall, len(values[0]))
-
-
-def _part(statement: str, first: Response, second: Response | None = None) -> Part:
-    return above(statement, _interval(first, second))
+def _fall(first: list[Setting], second: list[Setting] | None = None) -> Interval:
+    """Least-squares fall of log mean KL per decade of strength, or its excess over that of ``second``."""
+    groups = [first] if second is None else [first, second]
+    weights = []
+    for sign, group in zip((-1.0, 1.0), groups, strict=False):
+        decades = np.log10([one.strength for one in group])
+        centred = decades - decades.mean()
+        weights += list(sign * centred / (centred**2).sum())
+    (block,) = aligned([kl(one) for group in groups for one in group])
+    return interval(block, of=lambda means: np.asarray(np.array(weights) @ np.log(means)))
 
 
 CLAIM = Claim(
@@ -91,14 +83,13 @@ CLAIM = Claim(
     prediction="At p = 1 KL responds to the regularisation strength under MaxPO, under IPO on its support, and not under DPO.",
     data={
         Domain.BANDIT: "experiment strength: p = 1, strengths over five decades",
-        Domain.LANGUAGE_MODEL: "per-token KL(policy||reference) on held-out prompts, near-deterministic labels, weakest and "
-        "strongest strength",
+        Domain.LANGUAGE_MODEL: "per-token KL(policy||reference) on held-out prompts, near-deterministic labels, every strength",
     },
     rule={
         Domain.BANDIT: f"MaxPO, IPO: KL(policy||ref) never rises with the strength and falls by more than {EFFECTIVE} nats "
         "in all. DPO: no finite minimiser at any strength.",
-        Domain.LANGUAGE_MODEL: "log mean KL falls with log strength for MaxPO and IPO, and faster for MaxPO than for DPO; "
-        "bootstrap over prompts, 95 %.",
+        Domain.LANGUAGE_MODEL: "the least-squares fall of log mean KL per decade of strength is above 0 for MaxPO and IPO, and larger "
+        "for MaxPO than for DPO; paired by seed and prompt, 95 %.",
     },
     figures=("strength",),
     bandit=bandit,

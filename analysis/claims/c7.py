@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
-from analysis.claims.c1 import over
+from analysis.claims.measuring import FORWARD_KL, over
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
-from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting
-from analysis.frontiers import compare
-from analysis.statistics import Interval, matched, over_items
+from analysis.evidence import FULL, METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence
+from analysis.frontiers import compare, dominance
+from analysis.measured import measured_points
+from analysis.tuning import budget_note
 
 EQUAL = 1e-6  # exact rewards that differ by less are equal
 
@@ -47,71 +42,53 @@ def bandit(evidence: Evidence) -> Judgement:
     return Judgement(parts, notes)
 
 
-@dataclass(frozen=True)
-class Points:
-    """Measured points of a frontier: KL and reward by point and prompt, (points, prompts); the reference comes first."""
-
-    kl: NDArray[np.float64]
-    reward: NDArray[np.float64]
-    prompts: NDArray[np.int64]
-
-
-def measured_points(settings: list[Setting]) -> Points:
-    """Every evaluated checkpoint of the settings, on the prompts that all of them share."""
-    columns: list[pd.Series] = []
-    for setting in settings:
-        for step in setting.steps:
-            if step == 0 and columns:
-                continue  # the reference, once
-            kl = setting.items("held_out_prompts", "kl_policy_reference", step)
-            reward = setting.items("held_out_prompts", "reward", step)
-            if len(kl) and len(reward):
-                columns += [kl, reward]
-    if not columns:
-        raise ValueError(f"{settings[0].objective} has no evaluations of reward and KL on held-out prompts")
-    columns = list(matched(*columns))
-    values = np.stack([column.to_numpy(dtype=float) for column in columns])
-    return Points(values[0::2], values[1::2], columns[0].index.to_numpy())
-
-
 def language_model(evidence: Evidence) -> Judgement:
-    """Mean reward difference at equal KL between MaxPO's frontier and DPO's and IPO's, for each kind of labels."""
+    """Mean reward difference at equal KL between MaxPO's frontier and DPO's and IPO's, for each kind of labels and support."""
     parts, notes, every = [], [], []
-    for labels in (NEAR_DETERMINISTIC, NOISY):
+    cells = sorted({(one.labels, one.support) for one in evidence.language_model(support=None)})
+    predicted = [(NEAR_DETERMINISTIC, FULL), (NOISY, FULL)]
+    for labels, support in [*predicted, *(cell for cell in cells if cell not in predicted)]:
+        where = labels if support == FULL else f"{labels}, {support} support"
         try:
-            found = {method: evidence.method(method, labels) for method in METHODS}
+            found = {method: evidence.method(method, labels, support) for method in METHODS}
         except MissingEvidence:
-            if labels == NEAR_DETERMINISTIC:
+            if (labels, support) == predicted[0]:
                 raise
             continue
-        every += [setting for settings in found.values() for setting in settings]
         points = {method: measured_points(settings) for method, settings in found.items()}
+        every += [setting for settings in found.values() for setting in settings]
         for method in ("dpo", "ipo"):
-            parts.append(
-                above(
-                    f"{labels}: maxpo's reward less {method}'s at equal KL", advantage(points["maxpo"], points[method])
+            value = dominance(points["maxpo"], points[method])
+            statement = f"{where}: maxpo's reward less {method}'s at equal KL"
+            if (labels, support) in predicted:
+                parts.append(above(statement, value))
+                notes.append(
+                    f"{statement}, isotonic frontiers: {dominance(points['maxpo'], points[method], 'isotonic')}"
                 )
-            )
-        notes += [
-            f"{labels}, {method}: KL up to {one.kl.mean(axis=1).max():.3g} nats, reward up to {one.reward.mean(axis=1).max():.3g}"
+            else:
+                notes.append(f"{statement}: {value}")
+        reach = "; ".join(
+            f"{method} KL up to {one.kl.mean(axis=1).max():.3g} nats, reward up to {one.reward.mean(axis=1).max():.3g}"
             for method, one in points.items()
-        ]
-    return Judgement(parts, [*notes, *over(every)])
+        )
+        notes += [f"{where}: {reach}", budget_note(evidence, labels, METHODS, support)]
+    return Judgement(parts, [*notes, *over(every)], _with_forward_kl(evidence))
 
 
-def advantage(first: Points, second: Points) -> Interval:
-    """Mean reward of ``first`` less ``second`` over their shared range of KL; bootstrap over the shared prompts."""
-    prompts, one, two = np.intersect1d(first.prompts, second.prompts, return_indices=True)
-
-    def difference(index: NDArray[np.intp]) -> float:
-        sets = [
-            (points.kl[:, where[index]].mean(axis=1), points.reward[:, where[index]].mean(axis=1))
-            for points, where in ((first, one), (second, two))
-        ]
-        found = compare(sets[0], sets[1])
-        return found.difference if found else float("nan")
-
-    return over_items(difference, len(prompts), over="prompts")
+def _with_forward_kl(evidence: Evidence) -> list[str]:
+    """Is it the term? DPO with the forward KL against MaxPO and against DPO, at equal KL."""
+    try:
+        found = {
+            name: measured_points(evidence.method(name, NEAR_DETERMINISTIC))
+            for name in (f"dpo+{FORWARD_KL}", "dpo", "maxpo")
+        }
+    except (MissingEvidence, ValueError):
+        return []
+    first, *others = found
+    return [
+        f"{first}'s reward less {other}'s at equal KL, near-deterministic labels: {dominance(found[first], found[other])}"
+        for other in others
+    ]
 
 
 CLAIM = Claim(
@@ -125,9 +102,8 @@ CLAIM = Claim(
     rule={
         Domain.BANDIT: "in every world, the area between MaxPO's frontier and DPO's (IPO's), over the KL range that both "
         "cover, divided by its width, is not below 0.",
-        Domain.LANGUAGE_MODEL: "the same mean difference of reward at equal KL, for each kind of labels, is above 0; bootstrap "
-        "over prompts, 95 % (a frontier takes the best measured point within a KL budget, so noise lifts "
-        "every method alike).",
+        Domain.LANGUAGE_MODEL: "the same mean difference of reward at equal KL, on near-deterministic and on noisy labels, is above 0; "
+        "points are chosen on one half of the prompts and measured on the other, both ways round; paired by seed and prompt, 95 %.",
     },
     figures=("frontier_bandit", "frontier_llm"),
     bandit=bandit,

@@ -8,17 +8,21 @@ A claim predicts several things; each is a ``Part`` with its own effect size, in
 - not enough evidence  when records are missing, or no part fails but some interval leaves the answer open.
 
 An interval that contains the boundary leaves its part open: absence of evidence is never counted for either side.
+
+A claim that holds when all its parts do is an intersection-union test (Berger 1982): its p is the largest of its parts', without
+a correction for their number. One that fails when any part does takes Holm's smallest. Over the table of claims p is adjusted by
+Holm (`adjusted_findings`), and a verdict that does not survive that is "not enough evidence".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from analysis.evidence import Evidence, MissingEvidence
-from analysis.statistics import Interval
+from analysis.statistics import LEVEL, Interval, adjusted
 
 
 class Verdict(StrEnum):
@@ -46,6 +50,25 @@ class Part:
     value: Interval
     unit: str = ""
     exact: bool = False  # computed without sampling: an interval would have no meaning
+    bound: float = 0.0  # what the value is predicted to lie above or below
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p of the value being the bound; NaN where exact or without an interval."""
+        return math.nan if self.exact else self.value.p_value(self.bound)
+
+    @property
+    def detectable(self) -> float:
+        """Distance from the bound (factor, for a ratio) that is seen with a power of 80 %; NaN where exact or without interval."""
+        return math.nan if self.exact else self.value.detectable()
+
+    @property
+    def power(self) -> str:
+        """What could have been seen, in words; empty where there is no such thing."""
+        if not math.isfinite(self.detectable):
+            return ""
+        unit = "" if self.value.ratio else f" {self.unit}".rstrip()
+        return f"80 % power at {'a factor of ' if self.value.ratio else ''}{_number(self.detectable)}{unit}"
 
     @property
     def effect(self) -> str:
@@ -68,6 +91,8 @@ class Finding:
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
     command: str | None = None  # makes the records that are missing
+    ablation: tuple[str, ...] = ()  # measured, what makes the difference
+    adjusted_p: float = math.nan  # Holm over the claims judged together
 
     @property
     def effect(self) -> str:
@@ -76,7 +101,18 @@ class Finding:
         if self.verdict is not Verdict.HOLDS:
             against = Verdict.OPEN if self.verdict is Verdict.OPEN else Verdict.FAILS
             shown += [part for part in self.parts[1:] if part.verdict is against][:1]
-        return "; ".join(f"{part.statement}: {part.effect}" for part in shown)
+        return "; ".join(f"{part.statement}: {part.effect}{part.power and f' ({part.power})'}" for part in shown)
+
+    @property
+    def p_value(self) -> float:
+        """p of the verdict, see the top of this module; NaN where nothing was sampled."""
+        sampled = [part for part in self.parts if math.isfinite(part.p_value)]
+        failing = [part.p_value for part in sampled if part.verdict is Verdict.FAILS]
+        if failing:
+            return float(
+                min(adjusted([*failing, *(1.0 for part in sampled if part.verdict is not Verdict.FAILS)], "holm"))
+            )
+        return max((part.p_value for part in sampled), default=math.nan)
 
     @property
     def score(self) -> str:
@@ -92,6 +128,7 @@ class Judgement:
 
     parts: list[Part]
     notes: list[str]
+    ablation: list[str] = field(default_factory=list)  # what makes the difference, measured
 
 
 Test = Callable[[Evidence], Judgement]
@@ -125,7 +162,31 @@ def judge(claim: Claim, domain: Domain, test: Test, evidence: Evidence) -> Findi
     except (KeyError, ValueError) as error:  # a column or metric that is absent, unpaired items, NaN in a record
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
         return Finding(claim, domain, Verdict.OPEN, notes=(f"the records cannot answer this: {reason}",))
-    return Finding(claim, domain, combine(judgement.parts), tuple(judgement.parts), tuple(judgement.notes))
+    return Finding(
+        claim,
+        domain,
+        combine(judgement.parts),
+        tuple(judgement.parts),
+        tuple(judgement.notes),
+        ablation=tuple(judgement.ablation),
+    )
+
+
+def adjusted_findings(claims: Iterable[Claim], evidence: Evidence) -> list[Finding]:
+    """All claims judged as one family: Holm over the p-values of the findings in which something was sampled.
+
+    A verdict of such a finding whose adjusted p is above 1 - `LEVEL` becomes "not enough evidence", and its notes say so.
+    """
+    found = [finding for claim in claims for finding in claim.findings(evidence)]
+    family = [place for place, one in enumerate(found) if math.isfinite(one.p_value)]
+    values = adjusted([found[place].p_value for place in family], "holm")
+    for place, value in zip(family, values, strict=True):
+        one = replace(found[place], adjusted_p=float(value))
+        if one.verdict in (Verdict.HOLDS, Verdict.FAILS) and value > 1 - LEVEL:
+            note = f"alone it {one.verdict} (p = {one.p_value:.2g}), but not after Holm over {len(family)} claims (p = {value:.2g})"
+            one = replace(one, verdict=Verdict.OPEN, notes=(note, *one.notes))
+        found[place] = one
+    return found
 
 
 def combine(parts: Iterable[Part]) -> Verdict:
@@ -145,12 +206,12 @@ def exact(statement: str, holds: bool, value: float, unit: str = "") -> Part:
 
 def above(statement: str, value: Interval, unit: str = "", bound: float = 0.0) -> Part:
     """A part that predicts a value above ``bound``: holds when the whole interval does, fails when all of it is below."""
-    return Part(statement, _against(value.low - bound, value.high - bound, value.known), value, unit)
+    return Part(statement, _against(value.low - bound, value.high - bound, value.known), value, unit, bound=bound)
 
 
 def below(statement: str, value: Interval, unit: str = "", bound: float = 0.0) -> Part:
     """A part that predicts a value below ``bound``."""
-    return Part(statement, _against(bound - value.high, bound - value.low, value.known), value, unit)
+    return Part(statement, _against(bound - value.high, bound - value.low, value.known), value, unit, bound=bound)
 
 
 def _against(low: float, high: float, known: bool) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -13,8 +14,16 @@ from analysis.claims.model import Claim, Domain, Finding
 from analysis.evidence import Evidence
 
 WIDTH = 120
-_WIDTHS = (2, 19, 15, 10, 6, 48)  # with the borders within WIDTH
-_HEADERS = ("", "Claim", "Where", "Verdict", "Parts", "Effect size [95 % interval]")
+_WIDTHS = (2, 17, 12, 10, 6, 7, 43)  # with the borders within WIDTH
+_HEADERS = (
+    "",
+    "Claim",
+    "Where",
+    "Verdict",
+    "Parts",
+    "p, Holm",
+    "Effect size [95 % interval], minimal detectable effect",
+)
 
 
 def render(findings: Sequence[Finding], style: str) -> str:
@@ -28,6 +37,7 @@ def render(findings: Sequence[Finding], style: str) -> str:
             one.domain.value,
             one.verdict.value,
             one.score,
+            _p(one.adjusted_p),
             one.effect or " ".join(one.notes),
         )
         for one in findings
@@ -37,6 +47,10 @@ def render(findings: Sequence[Finding], style: str) -> str:
     else:
         table = str(tabulate(rows, _HEADERS, tablefmt="simple_grid", maxcolwidths=list(_WIDTHS), disable_numparse=True))
     return "\n".join([table, *_commands(findings, style == "markdown")])
+
+
+def _p(value: float) -> str:
+    return "" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.2g}"
 
 
 def _commands(findings: Sequence[Finding], markdown: bool) -> list[str]:
@@ -63,6 +77,7 @@ def parts_frame(findings: Sequence[Finding]) -> pd.DataFrame:
             "title": one.claim.title,
             "where": one.domain.value,
             "verdict": one.verdict.value,
+            "adjusted_p": one.adjusted_p,
         }
         for part in one.parts:
             value = part.value
@@ -75,7 +90,11 @@ def parts_frame(findings: Sequence[Finding]) -> pd.DataFrame:
                     "unit": part.unit,
                     "low": value.low,
                     "high": value.high,
+                    "bound": part.bound,
+                    "p": part.p_value,
+                    "detectable": part.detectable,
                     "n": None if part.exact else value.n,
+                    "seeds": None if part.exact else value.seeds,
                     "over": "exact" if part.exact else value.over,
                     "notes": "; ".join(one.notes),
                 }
@@ -86,18 +105,27 @@ def parts_frame(findings: Sequence[Finding]) -> pd.DataFrame:
 
 
 def explain(claim: Claim, findings: Sequence[Finding], evidence: Evidence) -> str:
-    """The reasoning of one claim: prediction, data, rule, every part with its verdict, notes, records and figures."""
+    """The reasoning of one claim: prediction, data, rule, every part with verdict, p and power, notes, ablation, figures and records."""
     lines = [f"{claim.id}  {claim.title}", "", *_wrap("Prediction: " + claim.prediction)]
     for one in findings:
         lines += ["", f"{one.domain.value.upper()}: {one.verdict.value}"]
         lines += _wrap("Data: " + claim.data[one.domain], "  ") + _wrap("Rule: " + claim.rule[one.domain], "  ")
         for part in one.parts:
-            lines += _wrap(f"- {part.verdict.value}: {part.statement}: {part.effect}", "  ", "    ")
+            tested = f", p = {part.p_value:.2g}, {part.power}" if part.power else ""
+            lines += _wrap(f"- {part.verdict.value}: {part.statement}: {part.effect}{tested}", "  ", "    ")
+        if not math.isnan(one.adjusted_p):
+            lines += _wrap(
+                f"p of the verdict {one.p_value:.2g}, after Holm over all claims {one.adjusted_p:.2g}", "  ", "    "
+            )
         lines += [line for note in one.notes for line in _wrap(f"* {note}", "  ", "    ")]
+        if one.ablation:
+            lines += ["  What makes the difference (ablation):"]
+            lines += [line for note in one.ablation for line in _wrap(f"* {note}", "  ", "    ")]
         if one.command:
             lines += ["  Make them with:", f"    {one.command}"]
     if claim.figures:
-        lines += ["", "Figures: python -m paper_figures " + " ".join(claim.figures) + " --out figures"]
+        modules = ", ".join(f"paper_figures/{name}.py" for name in claim.figures)
+        lines += ["", f"Figures: {modules}", f"  python -m paper_figures {' '.join(claim.figures)} --out figures"]
     folders = [str(run.folder) for run in evidence.runs if _concerns(claim, run.kind)]
     lines += ["", f"Records: {len(folders)} runs" + (f" below {os.path.commonpath(folders)}" if folders else "")]
     return "\n".join(lines)

@@ -12,8 +12,8 @@ import pytest
 import synthetic_records as synthetic
 
 from analysis.__main__ import main
-from analysis.claims import CLAIMS, Domain, Finding, Verdict
-from analysis.claims.model import above, combine, exact
+from analysis.claims import CLAIMS, Domain, Finding, Verdict, adjusted_findings
+from analysis.claims.model import Judgement, above, combine, exact
 from analysis.evidence import Evidence, comparable
 from analysis.records import write_run
 from analysis.statistics import Interval
@@ -284,3 +284,92 @@ def test_a_run_that_does_not_say_what_was_trained_is_left_out_aloud(tmp_path: Pa
     evidence = Evidence.load(tmp_path)
     assert len(evidence.language_model("dpo", "noisy")) == 2
     assert any("odd: its config has no" in line for line in evidence.left_out)
+
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C6", "C7"])
+def test_claims_hold_over_training_seeds(tmp_path: Path, claim: str) -> None:
+    """Three seeds with training noise of 3 %: found, and every interval says that it rests on them."""
+    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=96, seeds=SEEDS, seed_noise=0.03))
+    found = judged(tmp_path, claim, Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.HOLDS, [(part.statement, part.effect, part.verdict) for part in found.parts]
+    assert {part.value.seeds for part in found.parts} == {3}
+    assert all(math.isfinite(part.detectable) for part in found.parts)
+    assert any("3 training seeds" in note for note in found.notes)
+
+
+def test_training_noise_is_not_an_effect(tmp_path: Path) -> None:
+    """All methods alike, runs differing by 40 %: with many prompts one seed alone would call such differences certain."""
+    same = dataclasses.replace(synthetic.PREDICTED["ipo"], noisy=0.95)
+    levels = dict.fromkeys(("dpo", "ipo", "maxpo"), same)
+    verdicts = {}
+    for seeds in ((0,), SEEDS):
+        folder = tmp_path / str(len(seeds))
+        truth = synthetic.Truth(levels, prompts=256, seeds=seeds, seed_noise=0.4, strengths=(0.1,))
+        found = judged(synthetic.write_language_model(folder, truth), "C1", Domain.LANGUAGE_MODEL)
+        verdicts[len(seeds)] = [part.verdict for part in found.parts[1:]]
+    assert Verdict.OPEN not in verdicts[1]
+    assert set(verdicts[3]) == {Verdict.OPEN}
+
+
+def test_all_temperatures_are_used(tmp_path: Path) -> None:
+    """KL of dpo goes from 5 to 10 nats between log-odds of .847 and 6.213 of the labels' certainty: .932 a unit."""
+    truth = synthetic.Truth(
+        prompts=128, labels=tuple(synthetic.TEMPERATURES), seeds=SEEDS, seed_noise=0.01, strengths=(0.1,)
+    )
+    found = judged(synthetic.write_language_model(tmp_path, truth), "C1", Domain.LANGUAGE_MODEL)
+    (note,) = (note for note in found.notes if note.startswith("dpo: KL rises by"))
+    assert "4 temperatures" in note
+    low, high = (float(end) for end in note.split("[")[1].split("]")[0].split(","))
+    assert low < 5 / 5.365 < high
+    assert high - low < 1.0
+
+
+def test_partial_support_is_what_c3_is_judged_on_where_it_was_run(tmp_path: Path) -> None:
+    synthetic.write_language_model(tmp_path / "full", synthetic.Truth(prompts=96, strengths=(0.1,)))
+    kept = {method: dataclasses.replace(one, log_ratio=-0.2) for method, one in synthetic.PREDICTED.items()}
+    truth = synthetic.Truth(kept, prompts=96, strengths=(0.1,), support="partial", noise=0.05)
+    synthetic.write_language_model(tmp_path / "partial", truth)
+    evidence = Evidence.load(tmp_path)
+    assert not evidence.left_out
+    found = judged(tmp_path, "C3", Domain.LANGUAGE_MODEL)
+    assert found.notes[0].startswith("partial support")
+    assert found.parts[0].value.estimate == pytest.approx(-0.2, abs=0.02)
+    (note,) = (note for note in found.notes if note.startswith("dpo: change under partial less full support"))
+    assert 11 < float(note.split("support ")[1].split()[0]) < 12.5
+    # other claims stay with the full support
+    assert {one.support for one in evidence.language_model()} == {"full"}
+
+
+def test_a_verdict_must_survive_the_number_of_claims(tmp_path: Path) -> None:
+    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=96, seeds=SEEDS, seed_noise=0.03))
+    found = {one.claim.id: one for one in adjusted_findings(CLAIMS, Evidence.load(tmp_path)) if one.parts}
+    assert set(found) == {"C1", "C2", "C3", "C4", "C6", "C7"}
+    for one in found.values():
+        assert one.p_value <= one.adjusted_p <= 6 * one.p_value + 1e-12
+        assert one.verdict is Verdict.HOLDS
+    weak = Interval(1.0, 0.02, 1.98, 50)  # p = .0456 alone
+    claim = dataclasses.replace(
+        BY_ID["C1"], bandit=None, language_model=lambda evidence: Judgement([above("a", weak)], [])
+    )
+    alone, paired = (adjusted_findings([claim] * n, Evidence(())) for n in (1, 2))
+    assert alone[0].verdict is Verdict.HOLDS
+    assert [one.verdict for one in paired] == [Verdict.OPEN] * 2
+    assert "not after Holm over 2 claims" in paired[0].notes[0]
+
+
+def test_the_p_of_a_claim_is_that_of_its_weakest_part() -> None:
+    strong, weak = above("a", Interval(2.0, 1.0, 3.0, 9)), above("b", Interval(2.0, 0.1, 3.9, 9))
+    against = above("c", Interval(-2.0, -3.0, -1.0, 9))
+    one = Finding(BY_ID["C1"], Domain.LANGUAGE_MODEL, Verdict.HOLDS, (strong, weak, exact("d", True, 1.0)))
+    assert one.p_value == weak.p_value > strong.p_value
+    failed = Finding(BY_ID["C1"], Domain.LANGUAGE_MODEL, Verdict.FAILS, (strong, weak, against))
+    assert failed.p_value == pytest.approx(3 * against.p_value)
+
+
+def test_every_figure_of_a_claim_is_a_module() -> None:
+    folder = Path(__file__).parents[2] / "paper_figures"
+    missing = [name for claim in CLAIMS for name in claim.figures if not (folder / f"{name}.py").is_file()]
+    assert not missing

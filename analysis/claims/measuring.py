@@ -1,0 +1,109 @@
+"""What the claims read off language-model runs: aligned values, and what the forward-KL term alone changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pandas as pd
+
+from analysis import seeds
+from analysis.evidence import FULL, METHODS, Evidence, MissingEvidence, Setting
+from analysis.statistics import Interval
+
+FORWARD_KL = "forward_kl"
+Table = Callable[[Setting], pd.DataFrame]  # a setting's values, seeds by items
+
+
+def values(split: str, metric: str, step: int | None = None) -> Table:
+    """Reads this metric at this step (default: the last) off a setting; ValueError where it was not evaluated."""
+
+    def read(setting: Setting) -> pd.DataFrame:
+        table = setting.values(split, metric, step)
+        if table.empty:
+            raise ValueError(f"{setting.label} has no {metric} on {split.replace('_', ' ')}")
+        return table
+
+    return read
+
+
+kl = values("held_out_prompts", "kl_policy_reference")
+reward = values("held_out_prompts", "reward")
+log_ratio = values("held_out_reference_samples", "log_ratio")
+
+
+def level(read: Table, settings: Sequence[Setting]) -> Interval:
+    """Mean over the settings."""
+    (block,) = seeds.aligned([read(setting) for setting in settings])
+    return seeds.interval(block, of=seeds.weighted(*[1 / len(settings)] * len(settings)))
+
+
+def contrast(
+    read: Table, plus: Sequence[Setting], minus: Sequence[Setting], *others: tuple[Sequence[Setting], float]
+) -> Interval:
+    """Mean over ``plus`` less mean over ``minus``, paired by seed and item; ``others`` add further means with a weight."""
+    groups = [(plus, 1.0), (minus, -1.0), *others]
+    weights = [weight / len(group) for group, weight in groups for _ in group]
+    (block,) = seeds.aligned([read(setting) for group, _ in groups for setting in group])
+    return seeds.interval(block, of=seeds.weighted(*weights))
+
+
+def with_and_without(
+    evidence: Evidence, method: str, labels: str, support: str = FULL
+) -> tuple[list[Setting], list[Setting]]:
+    """Settings of a pair loss with the forward-KL term and the same without it, strength by strength; empty lists where there are none.
+
+    Of several variants of the term (sampled or full-token, its weight) the first by label is taken for each strength.
+    """
+    try:
+        bare = evidence.language_model(method, labels, support)
+        regularised = evidence.language_model(f"{method}+{FORWARD_KL}", labels, support)
+    except MissingEvidence:
+        return [], []
+    by_strength = {one.strength: one for one in reversed(regularised)}
+    shared = [one for one in bare if one.strength in by_strength]
+    return [by_strength[one.strength] for one in shared], shared
+
+
+def ablation(
+    evidence: Evidence, labels: str, read: Table, what: str, unit: str = "nats", support: str = FULL
+) -> list[str]:
+    """The measured ablation in sentences: what adding the forward-KL term to each pair loss does to ``what``."""
+    lines = []
+    for method in METHODS:
+        regularised, bare = with_and_without(evidence, method, labels, support)
+        if bare:
+            try:
+                change = contrast(read, regularised, bare)
+            except ValueError:
+                continue
+            strengths = ", ".join(f"{one.strength:g}" for one in bare)
+            lines.append(
+                f"{method} + forward KL less {method} alone (strength {strengths}): {what} {change} {unit}".rstrip()
+            )
+    return lines
+
+
+def bandit_ablation(evidence: Evidence) -> list[str]:
+    """The exact ablation in one sentence: which pair losses are finite and keep off-support mass, by regulariser (fact F7)."""
+    from analysis.claims.c8 import ablation_cells  # C8 is a claim about this very table
+
+    try:
+        cells = ablation_cells(evidence.bandit("ablation"))
+    except (MissingEvidence, ValueError, KeyError):
+        return []
+    found = []
+    for regulariser, rows in cells.groupby("regulariser"):
+        good = rows.loc[rows["finite"] & rows["kept"], "pair_loss"]
+        where = "alone" if regulariser == "none" else f"with {regulariser}"
+        found.append(f"{where}: {len(good)} of {len(rows)} pair losses")
+    return ["finite in every world and off-support mass kept (experiment ablation), " + "; ".join(found)]
+
+
+def over(settings: Iterable[Setting]) -> list[str]:
+    """What the intervals cover, in one sentence."""
+    fewest = min(len(setting.runs) for setting in settings)
+    if fewest == 1:
+        return ["one training seed: the intervals cover prompts and items only, not training noise"]
+    return [
+        f"{fewest} training seeds: the intervals cover training seeds and items (t, {fewest - 1} or more degrees of freedom)"
+    ]
