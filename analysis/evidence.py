@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +49,8 @@ SAMPLED_FORM = training_command(_MAXPO.format(beta=0.1, tokens="sampled"))
 # What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
 _FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation")
 
-_SUPPORT_KEYS = ("labels", "pairs", "sampling", "data")  # where a config may say which part the pairs are from
+# What may differ between comparable runs all the same, because settings say it themselves.
+_OF_SETTINGS = {"sampling": ("top_p",), "reference": ("samples",)}
 
 _CONFIG = {"objective": ("name", "label", "hyperparameters"), "labels": ("name",)}
 
@@ -75,7 +76,8 @@ class Setting:
     runs: tuple[Run, ...]
     temperature: float = math.nan  # of the labels: they are sigmoid(difference of rewards / temperature)
     certainty: float = math.nan  # mean probability of a pair's likelier label
-    support: str = FULL  # of the pairs
+    support: str = FULL  # of the pairs: "full", or the nucleus that they show, such as "top_p=0.5"
+    passes: float = 1.0  # how often each reference sample is seen
 
     @property
     def variant(self) -> str:
@@ -237,7 +239,7 @@ class Evidence:
         """Language-model runs that may be compared with each other, the largest group first."""
         groups: dict[str, list[Run]] = {}
         for run in self.language_model_runs:
-            shared = {key: _without_support(run.config[key]) for key in _FAMILY_KEYS if key in run.config}
+            shared = {key: _shared(run.config, key) for key in _FAMILY_KEYS if key in run.config}
             groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
         return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].folder)))
 
@@ -245,6 +247,11 @@ class Evidence:
     def settings(self) -> list[Setting]:
         """The language-model settings of the largest group of comparable runs, in a stable order."""
         return settings(self._families[0]) if self._families else []
+
+    @functools.cached_property
+    def fewest_passes(self) -> float:
+        """The fewest passes over reference samples of any setting: once, unless all of these runs repeat them."""
+        return max(1.0, min((one.passes for one in self.settings), default=1.0))
 
     @property
     def left_out(self) -> list[str]:
@@ -255,9 +262,15 @@ class Evidence:
         ]
 
     def language_model(
-        self, objective: str | None = None, labels: str | None = None, support: str | None = FULL
+        self,
+        objective: str | None = None,
+        labels: str | None = None,
+        support: str | None = FULL,
+        repeated: bool = False,
     ) -> list[Setting]:
         """Settings of one objective (by name), one kind of labels and one support of the pairs, by rising strength; None is any.
+
+        Settings that saw their reference samples more often than others did are left out, unless ``repeated``.
 
         Raises:
             MissingEvidence: there is none.
@@ -265,7 +278,10 @@ class Evidence:
         found = [
             one
             for one in self.settings
-            if objective in (None, one.objective) and labels in (None, one.labels) and support in (None, one.support)
+            if objective in (None, one.objective)
+            and labels in (None, one.labels)
+            and support in (None, one.support)
+            and (repeated or one.passes <= self.fewest_passes)
         ]
         if not found:
             what = (
@@ -305,12 +321,13 @@ class Evidence:
 
 def settings(runs: Iterable[Run]) -> list[Setting]:
     """Runs grouped by everything but the seed, in a stable order; of two runs with the same seed the one written last counts."""
-    groups: dict[tuple[str, str, str], dict[str, Run]] = {}
+    groups: dict[tuple[object, ...], dict[str, Run]] = {}
     for run in sorted(runs, key=_written):
-        key = (run.config["objective"]["label"], run.config["labels"]["name"], support_of(run.config))
+        config = run.config
+        key = (config["objective"]["label"], config["labels"]["name"], support_of(config), passes_of(config))
         groups.setdefault(key, {})[seed_of(run)] = run
     made = [_setting([by_seed[seed] for seed in sorted(by_seed)]) for by_seed in groups.values()]
-    return sorted(made, key=lambda one: (one.labels, one.support, one.objective, one.strength, one.label))
+    return sorted(made, key=lambda one: (one.labels, one.support, one.passes, one.objective, one.strength, one.label))
 
 
 def seed_of(run: Run) -> str:
@@ -319,16 +336,26 @@ def seed_of(run: Run) -> str:
 
 
 def support_of(config: Mapping[str, Any]) -> str:
-    """The support of a run's pairs: "full", or the name of the part that they are from."""
-    for place in (config, *(config.get(key) for key in _SUPPORT_KEYS)):
-        value = place.get("support") if isinstance(place, Mapping) else None
-        if value is not None:
-            return str(value.get("name", FULL)) if isinstance(value, Mapping) else str(value)
-    return FULL
+    """The support of a run's pairs: "full", or the nucleus of the reference that they were drawn from, such as "top_p=0.5"."""
+    sampling = config.get("sampling")
+    share = sampling.get("top_p", 1.0) if isinstance(sampling, Mapping) else 1.0
+    return FULL if share >= 1 else f"top_p={share:g}"
 
 
-def _without_support(value: Any) -> Any:
-    return {key: one for key, one in value.items() if key != "support"} if isinstance(value, Mapping) else value
+def passes_of(config: Mapping[str, Any]) -> float:
+    """How often training sees each reference sample, where its objective uses them; 1 where the config does not say."""
+    reference, training = config.get("reference"), config.get("training")
+    if not isinstance(reference, Mapping) or not isinstance(training, Mapping) or not reference.get("samples"):
+        return 1.0
+    used = training.get("steps", 0) * training.get("reference_batch_size", training.get("batch_size", 0))
+    return float(used / reference["samples"]) or 1.0
+
+
+def _shared(config: Mapping[str, Any], key: str) -> Any:
+    value = config[key]
+    if not isinstance(value, Mapping):
+        return value
+    return {name: one for name, one in value.items() if name not in _OF_SETTINGS.get(key, ())}
 
 
 def strength_of(hyperparameters: dict[str, Any]) -> float:
@@ -339,20 +366,29 @@ def strength_of(hyperparameters: dict[str, Any]) -> float:
     return float("nan")
 
 
+def seeded(found: Mapping[str, Sequence[Setting]]) -> dict[str, list[Setting]]:
+    """Of each method the settings with as many training seeds as the best-seeded setting of every method has.
+
+    A difference between methods is paired by seed, so one setting of one seed would reduce all to that seed. Where every setting has
+    the same seeds, this keeps them all; where only one strength of each has three seeds, that one.
+    """
+    fewest = min(max(len(one.seeds) for one in settings) for settings in found.values())
+    return {method: [one for one in settings if len(one.seeds) >= fewest] for method, settings in found.items()}
+
+
 def comparable(
     evidence: Evidence, labels: str, methods: Iterable[str] = METHODS, support: str = FULL
 ) -> dict[str, Setting]:
     """One setting for each method, matched on reward.
 
     Rule: the target is the smallest of the methods' best mean rewards on held-out prompts; of each method the
-    strength is taken whose mean reward is nearest to the target. Equal rewards are thus compared where they exist.
+    strength is taken whose mean reward is nearest to the target. Equal rewards are thus compared where they exist. Of each method only
+    the settings with the most training seeds that all have are looked at (`seeded`).
     """
+    tried = seeded({method: evidence.method(method, labels, support) for method in methods})
     rewards = {
-        method: [
-            (one, float(one.items("held_out_prompts", "reward").mean()))
-            for one in evidence.method(method, labels, support)
-        ]
-        for method in methods
+        method: [(one, float(one.items("held_out_prompts", "reward").mean())) for one in found]
+        for method, found in tried.items()
     }
     best = [np.nanmax([reward for _, reward in found] or [np.nan]) for found in rewards.values()]
     target = min(best)
@@ -395,6 +431,7 @@ def _setting(runs: list[Run]) -> Setting:
         temperature=_number(labels.get("temperature")),
         certainty=_number(labels.get("mean_max_probability")),
         support=support_of(runs[0].config),
+        passes=passes_of(runs[0].config),
     )
 
 

@@ -293,7 +293,7 @@ class Truth:
     seed_noise: float = (
         0.0  # training noise: standard deviation of a run's levels, as a share of each (absolute for the reward)
     )
-    support: str = "full"
+    top_p: float = 1.0  # the nucleus that the pairs show
     learning_rate: float = 3e-5
     model: str = "tiny-random"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -312,7 +312,7 @@ def write_language_model(folder: Path, truth: Truth | None = None) -> Path:
 def _write_one(
     folder: Path, truth: Truth, method: str, levels: Levels, labels: str, strength: float, seed: int
 ) -> None:
-    name = f"{method}-{strength:g}-{labels}-{seed}" + (f"-{truth.support}" if truth.support != "full" else "")
+    name = f"{method}-{strength:g}-{labels}-{seed}" + (f"-{truth.top_p}" if truth.top_p < 1 else "")
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     n = truth.prompts
     base_reward = np.random.default_rng(1).normal(0.3, 1.0, n)  # the reference's, the same in every run
@@ -396,6 +396,7 @@ def _write_one(
             },
             "training": {"steps": 20, "learning_rate": truth.learning_rate},
             "model": {"name": truth.model},
+            "sampling": {"top_p": truth.top_p},
             "training_seed": seed,
         },
         seeds={"training": seed},

@@ -95,9 +95,8 @@ def language_model(evidence: Evidence) -> Judgement:
             notes.append(f"{method}: growth {contrast(kl, *_both(evidence, method))} nats")
         except (MissingEvidence, ValueError):
             continue
-    every = [setting for near, noisy in pairs.values() for setting in (*near, *noisy)]
     why = ablation(evidence, NEAR_DETERMINISTIC, kl, "KL(policy||ref) on near-deterministic labels")
-    return Judgement(parts, [*notes, *over(every)], why)
+    return Judgement(parts, [*notes, *over(parts)], why)
 
 
 def _both(evidence: Evidence, method: str) -> tuple[list[Setting], list[Setting]]:

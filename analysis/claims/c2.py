@@ -55,7 +55,7 @@ def language_model(evidence: Evidence) -> Judgement:
     for method, settings in found.items():
         shown = ", ".join(f"{level(kl, [one]).estimate:.3g} at {one.strength:g}" for one in settings)
         notes.append(f"{method}: KL (nats) {shown}")
-    return Judgement(parts, notes + over([one for settings in found.values() for one in settings]))
+    return Judgement(parts, notes + over(parts))
 
 
 def _settings(evidence: Evidence, method: str) -> list[Setting]:

@@ -76,7 +76,7 @@ def language_model(evidence: Evidence) -> Judgement:
     else:
         notes += _narrowing(evidence, partial)
     why = ablation(evidence, NEAR_DETERMINISTIC, log_ratio, "log-likelihood of a reference sample", support=partial)
-    return Judgement(parts, [*notes, *over(list(chosen.values()))], why)
+    return Judgement(parts, [*notes, *over(parts)], why)
 
 
 def _narrowing(evidence: Evidence, partial: str) -> list[str]:

@@ -75,8 +75,7 @@ def language_model(evidence: Evidence) -> Judgement:
     parts = [above("dpo: accuracy on training pairs less held-out pairs", _gap(settings["dpo"]), "")]
     for method in ("ipo", "maxpo"):
         parts.append(above(f"dpo's gap less {method}'s", _gap(settings["dpo"], settings[method]), ""))
-    every = [setting for found in settings.values() for setting in found]
-    return Judgement(parts, ["mean over the strengths run", *over(every)])
+    return Judgement(parts, ["mean over the strengths run", *over(parts)])
 
 
 def _gap(first: list[Setting], second: list[Setting] | None = None) -> Interval:

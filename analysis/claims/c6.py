@@ -37,7 +37,7 @@ def language_model(evidence: Evidence) -> Judgement:
         if gap.above_zero or gap.below_zero:
             notes.append(f"caveat: maxpo's reward is not matched to {method}'s, the difference is {gap}")
     why = ablation(evidence, NEAR_DETERMINISTIC, changes, "change of benchmark accuracy", "")
-    return Judgement(parts, [*notes, *over(list(chosen.values()))], why)
+    return Judgement(parts, [*notes, *over(parts)], why)
 
 
 def _by_task(chosen: dict[str, Setting]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from analysis.claims.measuring import FORWARD_KL, over
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
-from analysis.evidence import FULL, METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence
+from analysis.evidence import FULL, METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, seeded
 from analysis.frontiers import compare, dominance
-from analysis.measured import measured_points
+from analysis.measured import Points, measured_points
 from analysis.tuning import budget_note
 
 EQUAL = 1e-6  # exact rewards that differ by less are equal
@@ -44,19 +44,19 @@ def bandit(evidence: Evidence) -> Judgement:
 
 def language_model(evidence: Evidence) -> Judgement:
     """Mean reward difference at equal KL between MaxPO's frontier and DPO's and IPO's, for each kind of labels and support."""
-    parts, notes, every = [], [], []
+    parts, notes = [], []
     cells = sorted({(one.labels, one.support) for one in evidence.language_model(support=None)})
     predicted = [(NEAR_DETERMINISTIC, FULL), (NOISY, FULL)]
     for labels, support in [*predicted, *(cell for cell in cells if cell not in predicted)]:
-        where = labels if support == FULL else f"{labels}, {support} support"
+        where = labels if support == FULL else f"{labels}, pairs of {support}"
         try:
             found = {method: evidence.method(method, labels, support) for method in METHODS}
         except MissingEvidence:
             if (labels, support) == predicted[0]:
                 raise
             continue
-        points = {method: measured_points(settings) for method, settings in found.items()}
-        every += [setting for settings in found.values() for setting in settings]
+        compared = seeded(found)
+        points = {method: measured_points(settings) for method, settings in compared.items()}
         for method in ("dpo", "ipo"):
             value = dominance(points["maxpo"], points[method])
             statement = f"{where}: maxpo's reward less {method}'s at equal KL"
@@ -67,21 +67,28 @@ def language_model(evidence: Evidence) -> Judgement:
                 )
             else:
                 notes.append(f"{statement}: {value}")
+            if any(len(compared[name]) < len(found[name]) for name in ("maxpo", method)):
+                every = [measured_points(found[name]) for name in ("maxpo", method)]
+                notes.append(f"{statement}, every strength, {_seeds(*every)}: {dominance(*every)}")
         reach = "; ".join(
             f"{method} KL up to {one.kl.mean(axis=1).max():.3g} nats, reward up to {one.reward.mean(axis=1).max():.3g}"
             for method, one in points.items()
         )
-        notes += [f"{where}: {reach}", budget_note(evidence, labels, METHODS, support)]
-    return Judgement(parts, [*notes, *over(every)], _with_forward_kl(evidence))
+        strengths = sorted({len(settings) for settings in compared.values()})
+        notes += [f"{where}, {strengths[0]} strength(s): {reach}", budget_note(evidence, labels, METHODS, support)]
+    return Judgement(parts, [*notes, *over(parts)], _with_forward_kl(evidence))
+
+
+def _seeds(one: Points, two: Points) -> str:
+    shared = len(set(one.seeds) & set(two.seeds))
+    return f"{shared} training seed{'s' if shared > 1 else ''}"
 
 
 def _with_forward_kl(evidence: Evidence) -> list[str]:
     """Is it the term? DPO with the forward KL against MaxPO and against DPO, at equal KL."""
     try:
-        found = {
-            name: measured_points(evidence.method(name, NEAR_DETERMINISTIC))
-            for name in (f"dpo+{FORWARD_KL}", "dpo", "maxpo")
-        }
+        methods = {name: evidence.method(name, NEAR_DETERMINISTIC) for name in (f"dpo+{FORWARD_KL}", "dpo", "maxpo")}
+        found = {name: measured_points(settings) for name, settings in seeded(methods).items()}
     except (MissingEvidence, ValueError):
         return []
     first, *others = found

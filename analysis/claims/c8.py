@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.claims.c3 import KEPT
 from analysis.claims.measuring import FORWARD_KL, contrast, kl, log_ratio, over, reward, with_and_without
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
-from analysis.evidence import METHODS, NEAR_DETERMINISTIC, WITH_FORWARD_KL, Evidence, MissingEvidence, Setting
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, WITH_FORWARD_KL, Evidence, MissingEvidence
 
 
 def bandit(evidence: Evidence) -> Judgement:
@@ -65,12 +65,10 @@ def ablation_cells(frame: pd.DataFrame) -> pd.DataFrame:
 def language_model(evidence: Evidence) -> Judgement:
     """The forward-KL term added to a pair loss: do held-out reference samples keep more of their likelihood?"""
     parts, notes = [], []
-    settings: list[Setting] = []
     for method in METHODS:
         regularised, bare = with_and_without(evidence, method, NEAR_DETERMINISTIC)
         if not bare:
             continue
-        settings += [*regularised, *bare]
         statement = f"{method}: log-likelihood of a reference sample with forward KL less without"
         parts.append(above(statement, contrast(log_ratio, regularised, bare), "nats"))
         notes.append(
@@ -82,7 +80,7 @@ def language_model(evidence: Evidence) -> Judgement:
         raise MissingEvidence(
             "a pair loss with and without forward KL at the same strength on a language model", WITH_FORWARD_KL
         )
-    return Judgement(parts, [*notes, *over(settings)])
+    return Judgement(parts, [*notes, *over(parts)])
 
 
 CLAIM = Claim(

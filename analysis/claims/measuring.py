@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pandas as pd
 
 from analysis import seeds
+from analysis.claims.model import Part
 from analysis.evidence import FULL, METHODS, Evidence, MissingEvidence, Setting
 from analysis.statistics import Interval
 
@@ -52,16 +53,19 @@ def with_and_without(
 ) -> tuple[list[Setting], list[Setting]]:
     """Settings of a pair loss with the forward-KL term and the same without it, strength by strength; empty lists where there are none.
 
-    Of several variants of the term (sampled or full-token, its weight) the first by label is taken for each strength.
+    Of several forms of the term (weights, sampled or full-token) the one run with the most seeds and strengths is taken.
     """
     try:
         bare = evidence.language_model(method, labels, support)
         regularised = evidence.language_model(f"{method}+{FORWARD_KL}", labels, support)
     except MissingEvidence:
         return [], []
-    by_strength = {one.strength: one for one in reversed(regularised)}
-    shared = [one for one in bare if one.strength in by_strength]
-    return [by_strength[one.strength] for one in shared], shared
+    forms: dict[str, dict[float, Setting]] = {}
+    for one in regularised:
+        forms.setdefault(one.variant, {})[one.strength] = one
+    best = max(forms.values(), key=lambda found: (max(len(one.seeds) for one in found.values()), len(found)))
+    pairs = [(best[one.strength], one) for one in bare if one.strength in best]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def ablation(
@@ -99,11 +103,16 @@ def bandit_ablation(evidence: Evidence) -> list[str]:
     return ["finite in every world and off-support mass kept (experiment ablation), " + "; ".join(found)]
 
 
-def over(settings: Iterable[Setting]) -> list[str]:
-    """What the intervals cover, in one sentence."""
-    fewest = min(len(setting.runs) for setting in settings)
-    if fewest == 1:
+def over(parts: Iterable[Part]) -> list[str]:
+    """What the parts' intervals cover, in one sentence."""
+    counts = sorted({part.value.seeds for part in parts if not part.exact})
+    if counts == [1]:
         return ["one training seed: the intervals cover prompts and items only, not training noise"]
+    if counts[0] == 1:
+        return [
+            f"{counts[-1]} training seeds where all that is compared has them; parts of one seed leave out training noise"
+        ]
+    shown = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return [
-        f"{fewest} training seeds: the intervals cover training seeds and items (t, {fewest - 1} or more degrees of freedom)"
+        f"{shown} training seeds: the intervals cover seeds and items (Student's t, degrees of freedom after Satterthwaite)"
     ]

@@ -330,14 +330,14 @@ def test_all_temperatures_are_used(tmp_path: Path) -> None:
 def test_partial_support_is_what_c3_is_judged_on_where_it_was_run(tmp_path: Path) -> None:
     synthetic.write_language_model(tmp_path / "full", synthetic.Truth(prompts=96, strengths=(0.1,)))
     kept = {method: dataclasses.replace(one, log_ratio=-0.2) for method, one in synthetic.PREDICTED.items()}
-    truth = synthetic.Truth(kept, prompts=96, strengths=(0.1,), support="partial", noise=0.05)
+    truth = synthetic.Truth(kept, prompts=96, strengths=(0.1,), top_p=0.5, noise=0.05)
     synthetic.write_language_model(tmp_path / "partial", truth)
     evidence = Evidence.load(tmp_path)
     assert not evidence.left_out
     found = judged(tmp_path, "C3", Domain.LANGUAGE_MODEL)
-    assert found.notes[0].startswith("partial support")
+    assert found.notes[0].startswith("top_p=0.5 support")
     assert found.parts[0].value.estimate == pytest.approx(-0.2, abs=0.02)
-    (note,) = (note for note in found.notes if note.startswith("dpo: change under partial less full support"))
+    (note,) = (note for note in found.notes if note.startswith("dpo: change under top_p=0.5 less full support"))
     assert 11 < float(note.split("support ")[1].split()[0]) < 12.5
     # other claims stay with the full support
     assert {one.support for one in evidence.language_model()} == {"full"}
