@@ -112,6 +112,15 @@ class Setting:
         Raises:
             ValueError: an item is there twice, or the seeds share fewer than half of the items.
         """
+        if (split, metric, step) not in self._tables:
+            self._tables[split, metric, step] = self._pivoted(split, metric, step)
+        return self._tables[split, metric, step]
+
+    @functools.cached_property
+    def _tables(self) -> dict[tuple[str, str, int | None], pd.DataFrame]:
+        return {}
+
+    def _pivoted(self, split: str, metric: str, step: int | None) -> pd.DataFrame:
         rows = self._measured.get((split, metric))
         if rows is None:
             return pd.DataFrame(dtype=float)

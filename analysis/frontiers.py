@@ -69,19 +69,44 @@ def compare(
     Returns:
         The comparison, or None where the two cover no common range of KL.
     """
-    return between(frontier(*first, shape), frontier(*second, shape), tolerance)
-
-
-def between(one: Curve, two: Curve, tolerance: float = 0.0) -> Comparison | None:
-    """Compare two curves (KL rising) over the range of KL that both cover; None where there is none."""
+    one, two = (_columns(frontier(*points, shape)) for points in (first, second))
     if not one[0].size or not two[0].size:
         return None
-    low, high = max(one[0][0], two[0][0]), min(one[0][-1], two[0][-1])
-    if not low < high:
+    gap, low, high = _gaps(one, two)
+    if not low[0] < high[0]:
         return None
-    grid = np.linspace(low, high, GRID)
-    gap = np.interp(grid, *one) - np.interp(grid, *two)
-    return Comparison(float(np.trapezoid(gap, grid) / (high - low)), float(np.mean(gap >= -tolerance)), low, high)
+    return Comparison(float(_mean(gap)[0]), float(np.mean(gap >= -tolerance)), float(low[0]), float(high[0]))
+
+
+def _columns(curve: Curve) -> Curve:
+    return curve[0][:, None], curve[1][:, None]
+
+
+def _gaps(one: Curve, two: Curve) -> tuple[Array, Array, Array]:
+    """Height of ``one`` less ``two`` on `GRID` places (GRID, B) from the low to the high end (B,) of the KL that both cover.
+
+    Curves are B at once: (points, B), KL rising along the points.
+    """
+    low, high = np.maximum(one[0][0], two[0][0]), np.minimum(one[0][-1], two[0][-1])
+    at = low + (high - low) * np.linspace(0, 1, GRID)[:, None]
+    return _heights(at, one) - _heights(at, two), low, high
+
+
+def _mean(gap: Array) -> Array:
+    """Mean over the range, by the trapezoidal rule."""
+    return np.asarray(np.trapezoid(gap, axis=0) / (len(gap) - 1))
+
+
+def _heights(at: Array, curve: Curve) -> Array:
+    """np.interp for B curves (points, B) at once, at (G, B)."""
+    x, y = curve
+    if len(x) == 1:
+        return np.broadcast_to(y, at.shape)
+    after = np.clip((x[:, None] <= at).sum(axis=0), 1, len(x) - 1)
+    x0, x1, y0, y1 = (np.take_along_axis(values, place, axis=0) for values in (x, y) for place in (after - 1, after))
+    width = x1 - x0
+    share = np.clip(np.divide(at - x0, width, out=np.ones_like(at), where=width > 0), 0, 1)
+    return np.asarray(y0 + share * (y1 - y0))
 
 
 def hypervolume(kl: ArrayLike, reward: ArrayLike, kl_limit: float, reward_floor: float) -> float:
@@ -175,12 +200,11 @@ def band(points: Points, grid: ArrayLike | None = None, shape: Shape = "isotonic
     def heights(means: Array) -> Array:
         found, start = [], 0
         for size in sizes:
-            part = means[start : start + 2 * size]
+            x, y = _curves(means[start : start + 2 * size], shape if shape == "isotonic" else None)
             start += 2 * size
-            curves = [_curve(column, shape if shape == "isotonic" else None) for column in part.T]
-            found.append([np.interp(at, *curve, left=np.nan, right=np.nan) for curve in curves])
-        with np.errstate(all="ignore"):
-            return np.asarray(np.mean(found, axis=0).T)
+            places = np.broadcast_to(at[:, None], (len(at), means.shape[1]))
+            found.append(np.where((places >= x[0]) & (places <= x[-1]), _heights(places, (x, y)), np.nan))
+        return np.asarray(np.mean(found, axis=0))
 
     rows = [
         {"kl": float(x), "reward": one.estimate, "low": one.low, "high": one.high, "seeds": one.seeds}
@@ -238,20 +262,18 @@ def _stack(*points: Points) -> Array:
     )
 
 
-def _curve(column: Array, shape: Shape | None) -> Curve:
-    """The frontier through KL and reward in turn (2 x points,); None: through points that `_chosen` chose, rewards as they are."""
-    kl, reward = column[0::2], column[1::2]
-    if shape is not None:
-        return frontier(kl, reward, shape)
-    order = np.argsort(kl[:-1], kind="stable")
-    x, y = kl[:-1][order], reward[:-1][order]
-    return np.append(x, max(kl[-1], x[-1])), np.append(y, y[-1])
+def _curves(means: Array, shape: Shape | None) -> Curve:
+    """Frontiers (points, B) through KL and reward in turn (2 x points, B); shape None: points of `_chosen`, rewards as they are."""
+    kl, reward = means[0::2], means[1::2]
+    if shape is None:
+        order = np.argsort(kl[:-1], axis=0, kind="stable")
+        x, y = (np.take_along_axis(values[:-1], order, axis=0) for values in (kl, reward))
+        return np.vstack([x, np.maximum(kl[-1], x[-1])]), np.vstack([y, y[-1]])
+    curves = [frontier(*column, shape) for column in zip(kl.T, reward.T, strict=True)]
+    return np.stack([x for x, _ in curves], axis=1), np.stack([y for _, y in curves], axis=1)
 
 
 def _area(means: Array, size: int, shape: Shape | None) -> Array:
-    """Area between two curves over its width, for each resample."""
-    found = []
-    for one, two in zip(means[: 2 * size].T, means[2 * size :].T, strict=True):
-        compared = between(_curve(one, shape), _curve(two, shape))
-        found.append(np.nan if compared is None else compared.difference)
-    return np.array(found)
+    """Area between two frontiers over its width (B,); NaN where they share no range."""
+    gap, low, high = _gaps(_curves(means[: 2 * size], shape), _curves(means[2 * size :], shape))
+    return np.where(low < high, _mean(gap), np.nan)

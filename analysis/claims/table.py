@@ -22,7 +22,7 @@ _HEADERS = (
     "Verdict",
     "Parts",
     "p, Holm",
-    "Effect size [95 % interval], minimal detectable effect",
+    "Effect [95 % interval] (detectable effect)",
 )
 
 

@@ -143,7 +143,7 @@ def test_c8_on_a_language_model_compares_with_and_without_the_term(tmp_path: Pat
         "dpo": synthetic.PREDICTED["dpo"],
         "dpo+forward_kl": dataclasses.replace(synthetic.PREDICTED["dpo"], log_ratio=-0.5),
     }
-    synthetic.write_language_model(tmp_path, synthetic.Truth(levels))
+    synthetic.write_language_model(tmp_path, synthetic.Truth(levels, prompts=200))
     found = judged(tmp_path, "C8", Domain.LANGUAGE_MODEL)
     assert found.verdict is Verdict.HOLDS
     assert found.parts[0].value.low < 11.5 < found.parts[0].value.high

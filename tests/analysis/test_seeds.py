@@ -43,8 +43,9 @@ def test_variance_is_that_of_the_analysis_of_variance_with_the_interaction_twice
 
 
 @pytest.mark.parametrize(("n", "training"), [(2, 0.2), (3, 0.2), (3, 0.0), (5, 0.5)])
-def test_coverage_with_few_training_seeds(n: int, training: float) -> None:
+def test_coverage_with_few_training_seeds(monkeypatch: pytest.MonkeyPatch, n: int, training: float) -> None:
     """400 replications: a standard error of 1.1 points at 95 %. Never below, and where training noise is there, not far above."""
+    monkeypatch.setattr(seeds, "DRAWS", 200)
     rng = np.random.default_rng([n, int(10 * training)])
     hits = [
         found.low <= 0 <= found.high
@@ -64,8 +65,9 @@ def test_averaging_seeds_first_and_resampling_items_does_not_cover() -> None:
     assert np.mean(hits) < 0.8
 
 
-def test_a_known_difference_is_found_and_a_null_is_not() -> None:
+def test_a_known_difference_is_found_and_a_null_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two methods, three seeds, 40 shared prompts; prompts are harder or easier for both, so pairing must find .3 among a spread of 3."""
+    monkeypatch.setattr(seeds, "DRAWS", 200)
     rng = np.random.default_rng(6)
     found = {0.0: 0, 0.3: 0}
     for effect in found:
@@ -96,7 +98,7 @@ def test_blocks_have_their_own_items_and_the_same_seeds() -> None:
     one, two = noise + rng.normal(size=(4, 60)), noise + rng.normal(size=(4, 80))
     gap = seeds.interval(one, two, of=seeds.difference)
     assert gap.high - gap.low < 1.0
-    assert seeds.interval(one).high - seeds.interval(one).low > 4.0
+    assert seeds.interval(one).high - seeds.interval(one).low > 3.0
     with pytest.raises(ValueError, match="blocks of 3 and 4 training seeds"):
         seeds.interval(one, two[:3], of=seeds.difference)
 
@@ -110,7 +112,11 @@ def test_one_seed_resamples_items_alone_and_says_so() -> None:
     assert not seeds.interval(np.ones((3, 5))).known
     band = seeds.intervals(np.stack([values, values + 1]), of=lambda means: means)
     assert [one.estimate for one in band] == pytest.approx([values.mean(), values.mean() + 1])
-    assert band[0].high == pytest.approx(expected.high, abs=0.06)
+    percentile = statistics.mean(values[0], method="percentile")
+    assert (band[0].low, band[0].high) == (
+        pytest.approx(percentile.low, abs=0.02),
+        pytest.approx(percentile.high, abs=0.02),
+    )
     with pytest.raises(ValueError, match="1 of 4 values are not finite"):
         seeds.interval(np.array([[1.0, 2.0], [3.0, np.nan]]))
 
@@ -147,7 +153,7 @@ def test_the_detectable_effect_is_detected_as_often_as_it_says() -> None:
     expected = Interval(
         0, -stats.t.ppf(0.975, 5) / math.sqrt(6), stats.t.ppf(0.975, 5) / math.sqrt(6), 6, df=5
     ).detectable()
-    seen = [stats.ttest_1samp(expected + rng.normal(size=6), 0).pvalue < 0.05 for _ in range(2000)]
+    seen = stats.ttest_1samp(expected + rng.normal(size=(4000, 6)), 0, axis=1).pvalue < 0.05
     assert np.mean(seen) == pytest.approx(0.8, abs=0.03)
     times = Interval(1.2, 1.2 / 1.1, 1.2 * 1.1, 9, ratio=True)
     assert math.log(times.detectable()) == pytest.approx(2.8016 / 1.95996 * math.log(1.1), rel=1e-3)
