@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis import seeds
-from analysis.measured import Points, paired
+from analysis.evidence import Setting
+from analysis.measured import REWARD, SPLIT, Points, paired
 from analysis.statistics import Interval
 
 Array = NDArray[np.float64]
@@ -55,6 +56,57 @@ def at_equal_reward(first: Points, second: Points, reward: ArrayLike | None = No
     """
     one, two = paired(first, second)
     return _table(one, two, reward, "reward", _kl_at)
+
+
+def difference_at_equal_reward(first: Setting, second: Setting, split: str, metric: str) -> Interval:
+    """Any metric of ``first`` less ``second`` where the trainings have reached the same reward.
+
+    That reward is the smaller of the two largest mean rewards along the way, so that both reach it; each training is taken where it
+    first does. Between evaluated steps reward and metric are straight lines; the reward and the metric may be of different items.
+
+    Args:
+        first: a setting, evaluated at three steps or more to be of use.
+        second: the other.
+        split: of the metric, such as "held_out_reference_samples".
+        metric: such as "log_ratio".
+
+    Raises:
+        ValueError: a setting has no two steps with both, or no training seed is shared.
+    """
+    steps = [
+        [step for step in one.steps_of(SPLIT, REWARD) if step in one.steps_of(split, metric)] for one in (first, second)
+    ]
+    if min(map(len, steps)) < 2:
+        raise ValueError(f"{first.label} or {second.label} lacks two steps with both {metric} and the reward")
+    blocks = seeds.aligned(
+        *(
+            [one.values(where, name, step) for one, found in zip((first, second), steps, strict=True) for step in found]
+            for where, name in ((SPLIT, REWARD), (split, metric))
+        )
+    )
+    ends = np.cumsum([len(found) for found in (*steps, *steps)])[:-1]
+
+    def difference(means: Array) -> Array:
+        rewards_one, rewards_two, values_one, values_two = np.split(means, ends)
+        target = np.minimum(rewards_one.max(axis=0), rewards_two.max(axis=0))
+        reached = [
+            [
+                np.interp(_first_reached(at, reward, goal), at, value)
+                for reward, value, goal in zip(rewards.T, values.T, target, strict=True)
+            ]
+            for at, rewards, values in (
+                (np.array(steps[0], dtype=float), rewards_one, values_one),
+                (np.array(steps[1], dtype=float), rewards_two, values_two),
+            )
+        ]
+        return np.subtract(*np.array(reached))
+
+    return seeds.interval(*blocks, of=difference)
+
+
+def _first_reached(at: Array, reward: Array, goal: float) -> float:
+    """Where along a training the goal is first reached: its start if it lies above already."""
+    return float(_kl_at(at, reward, np.array([max(goal, reward[0])]))[0])
 
 
 def _table(one: Points, two: Points, at: ArrayLike | None, name: str, value: Along) -> pd.DataFrame:

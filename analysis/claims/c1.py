@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.claims.measuring import ablation, bandit_ablation, contrast, kl, level, over
+from analysis.claims.measuring import ablation, bandit_ablation, contrast, gain, kl, level, logarithms, over
 from analysis.claims.model import Claim, Domain, Judgement, Part, above, exact
-from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting
+from analysis.evidence import FULL, METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting
 from analysis.seeds import aligned, interval, weighted
+from analysis.statistics import Interval
 
 # p at least this near to 1 is where "near-deterministic" behaviour is read off: log-odds from 6.9 on.
 NEAR = 0.999
@@ -89,7 +90,21 @@ def language_model(evidence: Evidence) -> Judgement:
         excess = contrast(kl, *pairs["dpo"], (near, -1.0), (noisy, 1.0))
         parts.append(above(f"dpo's growth of KL less {method}'s", excess, "nats"))
     notes = [f"{method}: growth {value} nats" for method, value in growth.items()]
+    notes += [
+        f"as a share, which a method that hardly moves cannot win: dpo's growth of log KL less {method}'s "
+        f"{logarithms(kl, *pairs['dpo'], (pairs[method][0], -1.0), (pairs[method][1], 1.0))}"
+        for method in ("ipo", "maxpo")
+    ]
+    notes += _conditions(growth, pairs)
     notes += _by_certainty(evidence)
+    for support in sorted({one.support for one in evidence.language_model(support=None)} - {FULL}):
+        for method in METHODS:
+            try:
+                notes.append(
+                    f"{method}, pairs of {support}: growth {contrast(kl, *_both(evidence, method, support))} nats"
+                )
+            except (MissingEvidence, ValueError):
+                continue
     for method in sorted({one.objective for one in evidence.language_model()} - set(METHODS)):
         try:
             notes.append(f"{method}: growth {contrast(kl, *_both(evidence, method))} nats")
@@ -99,10 +114,24 @@ def language_model(evidence: Evidence) -> Judgement:
     return Judgement(parts, [*notes, *over(parts)], why)
 
 
-def _both(evidence: Evidence, method: str) -> tuple[list[Setting], list[Setting]]:
+def _conditions(growth: dict[str, Interval], pairs: dict[str, tuple[list[Setting], list[Setting]]]) -> list[str]:
+    """What a reader must know beside the verdict: who grows all the same, and how far each method went at all."""
+    notes = [
+        f"condition: {method}'s KL grows too; finite at the minimiser is not flat after so few steps"
+        for method in ("ipo", "maxpo")
+        if growth[method].above_zero
+    ]
+    gained = {method: level(gain, near) for method, (near, _) in pairs.items()}
+    return [
+        *notes,
+        "reward gained on near-deterministic labels: " + ", ".join(f"{m} {one}" for m, one in gained.items()),
+    ]
+
+
+def _both(evidence: Evidence, method: str, support: str = FULL) -> tuple[list[Setting], list[Setting]]:
     """Settings on near-deterministic and on noisy labels, the same strengths of both."""
     near, noisy = (
-        {setting.label: setting for setting in evidence.method(method, labels)}
+        {setting.label: setting for setting in evidence.method(method, labels, support)}
         for labels in (NEAR_DETERMINISTIC, NOISY)
     )
     shared = [label for label in near if label in noisy]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.claims.measuring import ablation, contrast, level, over, reward
+from analysis.claims.measuring import ablation, contrast, level, over, rewards_note
 from analysis.claims.model import Claim, Domain, Judgement, above, below
 from analysis.evidence import LLM_COMMAND, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting, comparable
 from analysis.seeds import interval
@@ -27,15 +27,7 @@ def language_model(evidence: Evidence) -> Judgement:
         above(f"maxpo's change less {method}'s", contrast(changes, [chosen["maxpo"]], [chosen[method]]))
         for method in ("dpo", "ipo")
     ]
-    rewards = {method: level(reward, [setting]) for method, setting in chosen.items()}
-    notes = [
-        *_by_task(chosen),
-        "matched reward: " + ", ".join(f"{setting.label} {rewards[method]}" for method, setting in chosen.items()),
-    ]
-    for method in ("dpo", "ipo"):
-        gap = contrast(reward, [chosen["maxpo"]], [chosen[method]])
-        if gap.above_zero or gap.below_zero:
-            notes.append(f"caveat: maxpo's reward is not matched to {method}'s, the difference is {gap}")
+    notes = [*_by_task(chosen), *rewards_note(chosen)]
     why = ablation(evidence, NEAR_DETERMINISTIC, changes, "change of benchmark accuracy", "")
     return Judgement(parts, [*notes, *over(parts)], why)
 

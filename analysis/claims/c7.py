@@ -59,7 +59,8 @@ def language_model(evidence: Evidence) -> Judgement:
         points = {method: measured_points(settings) for method, settings in compared.items()}
         for method in ("dpo", "ipo"):
             value = dominance(points["maxpo"], points[method])
-            statement = f"{where}: maxpo's reward less {method}'s at equal KL"
+            end = min(points[name].kl.mean(axis=1).max() for name in ("maxpo", method))
+            statement = f"{where}: maxpo's reward less {method}'s at equal KL, up to {end:.2g} nats"
             if (labels, support) in predicted:
                 parts.append(above(statement, value))
                 notes.append(
@@ -75,7 +76,12 @@ def language_model(evidence: Evidence) -> Judgement:
             for method, one in points.items()
         )
         strengths = sorted({len(settings) for settings in compared.values()})
-        notes += [f"{where}, {strengths[0]} strength(s): {reach}", budget_note(evidence, labels, METHODS, support)]
+        if len(strengths) > 1:
+            notes.append(
+                f"caveat: {where}: between {strengths[0]} and {strengths[-1]} strengths of a method are compared"
+            )
+        notes += [f"{where}, {strengths[0]} strength(s) of each compared: {reach}"]
+        notes += [budget_note(evidence, labels, METHODS, support)]
     return Judgement(parts, [*notes, *over(parts)], _with_forward_kl(evidence))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from analysis import seeds
@@ -30,6 +31,11 @@ def values(split: str, metric: str, step: int | None = None) -> Table:
 kl = values("held_out_prompts", "kl_policy_reference")
 reward = values("held_out_prompts", "reward")
 log_ratio = values("held_out_reference_samples", "log_ratio")
+
+
+def gain(setting: Setting) -> pd.DataFrame:
+    """Reward after training less that of the reference."""
+    return reward(setting) - values("held_out_prompts", "reward", 0)(setting)
 
 
 def level(read: Table, settings: Sequence[Setting]) -> Interval:
@@ -101,6 +107,27 @@ def bandit_ablation(evidence: Evidence) -> list[str]:
         where = "alone" if regulariser == "none" else f"with {regulariser}"
         found.append(f"{where}: {len(good)} of {len(rows)} pair losses")
     return ["finite in every world and off-support mass kept (experiment ablation), " + "; ".join(found)]
+
+
+def logarithms(
+    read: Table, plus: Sequence[Setting], minus: Sequence[Setting], *others: tuple[Sequence[Setting], float]
+) -> Interval:
+    """As `contrast` for the logarithm of each setting's mean: a change as a share, free of how far a method goes at all."""
+    groups = [(plus, 1.0), (minus, -1.0), *others]
+    weights = np.array([weight / len(group) for group, weight in groups for _ in group])
+    (block,) = seeds.aligned([read(setting) for group, _ in groups for setting in group])
+    return seeds.interval(block, of=lambda means: np.asarray(weights @ np.log(means)))
+
+
+def rewards_note(found: dict[str, Setting]) -> list[str]:
+    """What each method's reward is where it is compared, and a caveat where they are not matched."""
+    shown = ", ".join(f"{setting.label} {level(reward, [setting])}" for setting in found.values())
+    notes = [f"rewards: {shown}"]
+    for method in ("dpo", "ipo"):
+        gap = contrast(reward, [found["maxpo"]], [found[method]])
+        if gap.above_zero or gap.below_zero:
+            notes.append(f"caveat: maxpo's reward is not matched to {method}'s, the difference is {gap}")
+    return notes
 
 
 def over(parts: Iterable[Part]) -> list[str]:

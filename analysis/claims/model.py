@@ -105,7 +105,9 @@ class Finding:
 
     @property
     def p_value(self) -> float:
-        """p of the verdict, see the top of this module; NaN where nothing was sampled."""
+        """p of the verdict, see the top of this module; NaN where nothing was sampled, or a part fails that was not."""
+        if any(part.verdict is Verdict.FAILS and not math.isfinite(part.p_value) for part in self.parts):
+            return math.nan
         sampled = [part for part in self.parts if math.isfinite(part.p_value)]
         failing = [part.p_value for part in sampled if part.verdict is Verdict.FAILS]
         if failing:
@@ -175,15 +177,18 @@ def judge(claim: Claim, domain: Domain, test: Test, evidence: Evidence) -> Findi
 def adjusted_findings(claims: Iterable[Claim], evidence: Evidence) -> list[Finding]:
     """All claims judged as one family: Holm over the p-values of the findings in which something was sampled.
 
-    A verdict of such a finding whose adjusted p is above 1 - `LEVEL` becomes "not enough evidence", and its notes say so.
+    A verdict of such a finding, whatever it is, becomes "not enough evidence" where its adjusted p is above 1 - `LEVEL`, and its notes
+    say so.
     """
     found = [finding for claim in claims for finding in claim.findings(evidence)]
     family = [place for place, one in enumerate(found) if math.isfinite(one.p_value)]
     values = adjusted([found[place].p_value for place in family], "holm")
     for place, value in zip(family, values, strict=True):
         one = replace(found[place], adjusted_p=float(value))
-        if one.verdict in (Verdict.HOLDS, Verdict.FAILS) and value > 1 - LEVEL:
-            note = f"alone it {one.verdict} (p = {one.p_value:.2g}), but not after Holm over {len(family)} claims (p = {value:.2g})"
+        if one.verdict is not Verdict.OPEN and value > 1 - LEVEL:
+            p = f"p {p_text(one.p_value)}", f"p {p_text(float(value))}"
+            alone = "is mixed" if one.verdict is Verdict.MIXED else one.verdict.value
+            note = f"alone it {alone} ({p[0]}), but not after Holm over {len(family)} claims ({p[1]})"
             one = replace(one, verdict=Verdict.OPEN, notes=(note, *one.notes))
         found[place] = one
     return found
@@ -218,6 +223,11 @@ def _against(low: float, high: float, known: bool) -> Verdict:
     if not known:
         return Verdict.OPEN
     return Verdict.HOLDS if low > 0 else Verdict.FAILS if high < 0 else Verdict.OPEN
+
+
+def p_text(value: float) -> str:
+    """A p-value for people: "= 0.031" or "< .001"."""
+    return "< .001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.claims.model import Claim, Domain, Finding
+from analysis.claims.model import Claim, Domain, Finding, p_text
 from analysis.evidence import Evidence
 
 WIDTH = 120
@@ -37,7 +37,7 @@ def render(findings: Sequence[Finding], style: str) -> str:
             one.domain.value,
             one.verdict.value,
             one.score,
-            _p(one.adjusted_p),
+            "" if math.isnan(one.adjusted_p) else p_text(one.adjusted_p).removeprefix("= "),
             one.effect or " ".join(one.notes),
         )
         for one in findings
@@ -47,10 +47,6 @@ def render(findings: Sequence[Finding], style: str) -> str:
     else:
         table = str(tabulate(rows, _HEADERS, tablefmt="simple_grid", maxcolwidths=list(_WIDTHS), disable_numparse=True))
     return "\n".join([table, *_commands(findings, style == "markdown")])
-
-
-def _p(value: float) -> str:
-    return "" if math.isnan(value) else "< .001" if value < 0.001 else f"{value:.2g}"
 
 
 def _commands(findings: Sequence[Finding], markdown: bool) -> list[str]:
@@ -111,11 +107,13 @@ def explain(claim: Claim, findings: Sequence[Finding], evidence: Evidence) -> st
         lines += ["", f"{one.domain.value.upper()}: {one.verdict.value}"]
         lines += _wrap("Data: " + claim.data[one.domain], "  ") + _wrap("Rule: " + claim.rule[one.domain], "  ")
         for part in one.parts:
-            tested = f", p = {part.p_value:.2g}, {part.power}" if part.power else ""
+            tested = f", p {p_text(part.p_value)}, {part.power}" if part.power else ""
             lines += _wrap(f"- {part.verdict.value}: {part.statement}: {part.effect}{tested}", "  ", "    ")
         if not math.isnan(one.adjusted_p):
             lines += _wrap(
-                f"p of the verdict {one.p_value:.2g}, after Holm over all claims {one.adjusted_p:.2g}", "  ", "    "
+                f"p of the verdict {p_text(one.p_value)}, after Holm over all claims {p_text(one.adjusted_p)}",
+                "  ",
+                "    ",
             )
         lines += [line for note in one.notes for line in _wrap(f"* {note}", "  ", "    ")]
         if one.ablation:
