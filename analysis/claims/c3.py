@@ -112,7 +112,8 @@ CLAIM = Claim(
     "and keep it under MaxPO.",
     data={
         Domain.BANDIT: "experiment partial_support: final policies from many starts",
-        Domain.LANGUAGE_MODEL: "log pi - log pi_ref of held-out samples of the reference, near-deterministic labels, at the end and at matched reward",
+        Domain.LANGUAGE_MODEL: "log pi - log pi_ref of held-out samples of the reference, near-deterministic labels, at the end and at "
+        "matched reward",
     },
     rule={
         Domain.BANDIT: f"DPO, IPO: for every strength the off-support mass differs by more than {MOVES} between starts. "
