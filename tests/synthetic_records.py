@@ -295,6 +295,7 @@ class Truth:
     )
     top_p: float = 1.0  # the nucleus that the pairs show
     learning_rate: float = 3e-5
+    reference_samples: int = 320
     model: str = "tiny-random"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -392,9 +393,9 @@ def _write_one(
                 "name": labels,
                 "temperature": temperature,
                 "mean_max_probability": certainty,
-                "support": truth.support,
             },
-            "training": {"steps": 20, "learning_rate": truth.learning_rate},
+            "training": {"steps": 20, "batch_size": 16, "learning_rate": truth.learning_rate},
+            "reference": {"samples": truth.reference_samples},
             "model": {"name": truth.model},
             "sampling": {"top_p": truth.top_p},
             "training_seed": seed,

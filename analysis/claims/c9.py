@@ -58,12 +58,9 @@ def language_model(evidence: Evidence) -> Judgement:
     """The full-token form of the forward KL against the sampled form, and samples seen once against several times."""
     settings = [one for one in evidence.language_model(None, NEAR_DETERMINISTIC, repeated=True) if _tokens(one)]
     parts, notes = [], []
-    for one, two, statement in [*_forms(settings), *_passes(settings)]:
-        parts.append(
-            above(
-                f"{statement}: log-likelihood of a held-out reference sample", contrast(log_ratio, [one], [two]), "nats"
-            )
-        )
+    for one, two, statement, bound in [*_forms(settings), *_passes(settings)]:
+        what = f"{statement}: log-likelihood of a held-out reference sample"
+        parts.append(above(what, contrast(log_ratio, [one], [two]), "nats", bound))
         for name, read, unit in (("KL(policy||ref)", kl, " nats"), ("reward", reward, "")):
             notes.append(f"{statement}: {name} {contrast(read, [one], [two])}{unit}")
     if not parts:
@@ -71,9 +68,8 @@ def language_model(evidence: Evidence) -> Judgement:
     return Judgement(parts, [*notes, *over(parts)])
 
 
-Pair = tuple[
-    Setting, Setting, str, float
-]  # first, second, what is compared, and what the difference is predicted to exceed
+# first, second, what is compared, and what the difference is predicted to exceed
+Pair = tuple[Setting, Setting, str, float]
 
 
 def _forms(settings: list[Setting]) -> Iterator[Pair]:

@@ -13,13 +13,29 @@ import synthetic_records as synthetic
 
 from analysis.__main__ import main
 from analysis.claims import CLAIMS, Domain, Finding, Verdict, adjusted_findings
-from analysis.claims.model import Judgement, above, combine, exact
+from analysis.claims.model import Judgement, Part, above, combine, exact
 from analysis.evidence import Evidence, comparable
+from analysis.matching import difference_at_equal_reward
 from analysis.records import write_run
 from analysis.statistics import Interval
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 SWAP = {"dpo": "maxpo", "maxpo": "dpo"}
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Language-model records made to the prediction, with methods in other roles, and under three seeds with training noise of 3 %."""
+    truths = {
+        "predicted": synthetic.Truth(prompts=256),
+        "swapped": synthetic.Truth(
+            {SWAP.get(method, method): one for method, one in synthetic.PREDICTED.items()}, prompts=256
+        ),
+        "seeds": synthetic.Truth(prompts=64, seeds=SEEDS, seed_noise=0.03),
+    }
+    folder = tmp_path_factory.mktemp("records")
+    return {name: synthetic.write_language_model(folder / name, truth) for name, truth in truths.items()}
 
 
 def judged(folder: Path, claim: str, domain: Domain) -> Finding:
@@ -91,18 +107,15 @@ def test_c8_fails_when_something_else_regularises_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C6", "C7"])
-def test_language_model_claims_hold_on_records_made_to_the_prediction(tmp_path: Path, claim: str) -> None:
-    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=256))
-    found = judged(tmp_path, claim, Domain.LANGUAGE_MODEL)
+def test_language_model_claims_hold_on_records_made_to_the_prediction(records: dict[str, Path], claim: str) -> None:
+    found = judged(records["predicted"], claim, Domain.LANGUAGE_MODEL)
     assert found.verdict is Verdict.HOLDS, [(part.statement, part.effect, part.verdict) for part in found.parts]
     assert any("one training seed" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C6", "C7"])
-def test_language_model_claims_fail_when_dpo_and_maxpo_change_roles(tmp_path: Path, claim: str) -> None:
-    levels = {SWAP.get(method, method): one for method, one in synthetic.PREDICTED.items()}
-    synthetic.write_language_model(tmp_path, synthetic.Truth(levels, prompts=256))
-    found = judged(tmp_path, claim, Domain.LANGUAGE_MODEL)
+def test_language_model_claims_fail_when_dpo_and_maxpo_change_roles(records: dict[str, Path], claim: str) -> None:
+    found = judged(records["swapped"], claim, Domain.LANGUAGE_MODEL)
     assert found.verdict in (Verdict.FAILS, Verdict.MIXED), [(part.statement, part.effect) for part in found.parts]
 
 
@@ -114,9 +127,8 @@ def test_few_noisy_prompts_and_no_difference_are_not_enough_evidence(tmp_path: P
     assert found.verdict is Verdict.OPEN, [(part.statement, part.effect) for part in found.parts]
 
 
-def test_c1_effect_is_the_difference_that_was_put_in(tmp_path: Path) -> None:
-    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=256))
-    found = judged(tmp_path, "C1", Domain.LANGUAGE_MODEL)
+def test_c1_effect_is_the_difference_that_was_put_in(records: dict[str, Path]) -> None:
+    found = judged(records["predicted"], "C1", Domain.LANGUAGE_MODEL)
     growth = found.parts[0].value  # dpo: KL 10 on near-deterministic labels, 5 on noisy ones, at every strength
     assert growth.low < 5.0 < growth.high
     assert growth.high - growth.low < 0.6
@@ -286,14 +298,10 @@ def test_a_run_that_does_not_say_what_was_trained_is_left_out_aloud(tmp_path: Pa
     assert any("odd: its config has no" in line for line in evidence.left_out)
 
 
-SEEDS = (0, 1, 2)
-
-
 @pytest.mark.parametrize("claim", ["C1", "C2", "C3", "C4", "C6", "C7"])
-def test_claims_hold_over_training_seeds(tmp_path: Path, claim: str) -> None:
-    """Three seeds with training noise of 3 %: found, and every interval says that it rests on them."""
-    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=96, seeds=SEEDS, seed_noise=0.03))
-    found = judged(tmp_path, claim, Domain.LANGUAGE_MODEL)
+def test_claims_hold_over_training_seeds(records: dict[str, Path], claim: str) -> None:
+    """Found under training noise, and every interval says that it rests on three seeds."""
+    found = judged(records["seeds"], claim, Domain.LANGUAGE_MODEL)
     assert found.verdict is Verdict.HOLDS, [(part.statement, part.effect, part.verdict) for part in found.parts]
     assert {part.value.seeds for part in found.parts} == {3}
     assert all(math.isfinite(part.detectable) for part in found.parts)
@@ -343,9 +351,8 @@ def test_partial_support_is_what_c3_is_judged_on_where_it_was_run(tmp_path: Path
     assert {one.support for one in evidence.language_model()} == {"full"}
 
 
-def test_a_verdict_must_survive_the_number_of_claims(tmp_path: Path) -> None:
-    synthetic.write_language_model(tmp_path, synthetic.Truth(prompts=96, seeds=SEEDS, seed_noise=0.03))
-    found = {one.claim.id: one for one in adjusted_findings(CLAIMS, Evidence.load(tmp_path)) if one.parts}
+def test_a_verdict_must_survive_the_number_of_claims(records: dict[str, Path]) -> None:
+    found = {one.claim.id: one for one in adjusted_findings(CLAIMS, Evidence.load(records["seeds"])) if one.parts}
     assert set(found) == {"C1", "C2", "C3", "C4", "C6", "C7"}
     for one in found.values():
         assert one.p_value <= one.adjusted_p <= 6 * one.p_value + 1e-12
@@ -367,6 +374,62 @@ def test_the_p_of_a_claim_is_that_of_its_weakest_part() -> None:
     assert one.p_value == weak.p_value > strong.p_value
     failed = Finding(BY_ID["C1"], Domain.LANGUAGE_MODEL, Verdict.FAILS, (strong, weak, against))
     assert failed.p_value == pytest.approx(3 * against.p_value)
+
+
+def test_repeated_samples_are_a_condition_of_their_own(tmp_path: Path) -> None:
+    """Seen eight times the sampled form has lost 4 nats more than seen once, the full-token form .1; C9 alone uses them."""
+    base = synthetic.PREDICTED["maxpo"]
+    for tokens, samples, log_ratio in (
+        ("full", 320, -0.5),
+        ("full", 40, -0.6),
+        ("sampled", 320, -2.0),
+        ("sampled", 40, -6.0),
+    ):
+        levels = {"maxpo": dataclasses.replace(base, log_ratio=log_ratio)}
+        truth = synthetic.Truth(levels, (0.1,), hyperparameters={"tokens": tokens}, reference_samples=samples)
+        synthetic.write_language_model(tmp_path / f"{tokens}{samples}", truth)
+    evidence = Evidence.load(tmp_path)
+    assert not evidence.left_out
+    assert {one.passes for one in evidence.settings} == {1.0, 8.0}
+    assert {one.passes for one in evidence.language_model()} == {1.0}
+    found = judged(tmp_path, "C9", Domain.LANGUAGE_MODEL)
+    assert found.verdict is Verdict.HOLDS, [(part.statement, part.effect) for part in found.parts]
+    effects = {part.statement: part.value.estimate for part in found.parts}
+    assert len(effects) == 4
+    assert effects[
+        "maxpo(0.1), sampled form: samples seen once less 8 times: log-likelihood of a held-out reference sample"
+    ] == (pytest.approx(4.0, abs=0.4))
+
+
+def test_a_part_that_fails_unsampled_decides_without_a_p() -> None:
+    parts = (Part("memory", Verdict.FAILS, Interval(0.8)), above("time", Interval(0.9, 0.7, 1.2, 9), bound=1.0))
+    assert math.isnan(Finding(BY_ID["C5"], Domain.LANGUAGE_MODEL, Verdict.FAILS, parts).p_value)
+
+
+def test_equal_reward_takes_back_the_likelihood_that_moving_further_cost(tmp_path: Path) -> None:
+    """Rewards 4.3 and 2.3 at the end from .3, likelihood -8 and -4 along with it: at the reward 2.3 both have lost 4 nats."""
+    base = synthetic.PREDICTED["dpo"]
+    levels = {
+        "dpo": dataclasses.replace(base, reward=4.3, log_ratio=-8.0),
+        "ipo": dataclasses.replace(base, reward=2.3, log_ratio=-4.0),
+        "maxpo": dataclasses.replace(base, reward=2.3, log_ratio=-1.0),
+    }
+    truth = synthetic.Truth(
+        levels, (0.1,), ("near_deterministic",), prompts=128, noise=0.2, seeds=SEEDS, seed_noise=0.01
+    )
+    evidence = Evidence.load(synthetic.write_language_model(tmp_path, truth))
+    found = {one.objective: one for one in evidence.language_model()}
+    equal, less = (
+        difference_at_equal_reward(found[name], found["dpo"], "held_out_reference_samples", "log_ratio")
+        for name in ("ipo", "maxpo")
+    )
+    assert equal.low < 0 < equal.high
+    assert less.low < 3.0 < less.high
+    assert less.high - less.low < 1.0
+    ends = found["ipo"].values("held_out_reference_samples", "log_ratio") - found["dpo"].values(
+        "held_out_reference_samples", "log_ratio"
+    )
+    assert ends.to_numpy().mean() == pytest.approx(4.0, abs=0.2)
 
 
 def test_every_figure_of_a_claim_is_a_module() -> None:
