@@ -99,7 +99,7 @@ def difference_at_equal_reward(first: Setting, second: Setting, split: str, metr
                 (np.array(steps[1], dtype=float), rewards_two, values_two),
             )
         ]
-        return np.subtract(*np.array(reached))
+        return np.asarray(np.subtract(*np.array(reached)))
 
     return seeds.interval(*blocks, of=difference)
 

@@ -69,8 +69,8 @@ def language_model(evidence: Evidence) -> Judgement:
             else:
                 notes.append(f"{statement}: {value}")
             if any(len(compared[name]) < len(found[name]) for name in ("maxpo", method)):
-                every = [measured_points(found[name]) for name in ("maxpo", method)]
-                notes.append(f"{statement}, every strength, {_seeds(*every)}: {dominance(*every)}")
+                every, other = (measured_points(found[name]) for name in ("maxpo", method))
+                notes.append(f"{statement}, every strength, {_seeds(every, other)}: {dominance(every, other)}")
         reach = "; ".join(
             f"{method} KL up to {one.kl.mean(axis=1).max():.3g} nats, reward up to {one.reward.mean(axis=1).max():.3g}"
             for method, one in points.items()
