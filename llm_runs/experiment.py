@@ -28,7 +28,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import data, guards, labelling, models, processes, reference, rewards, sampling, sft, texts
+from llm_runs import (
+    data,
+    guards,
+    labelling,
+    models,
+    processes,
+    reference,
+    rewards,
+    round_trip,
+    sampling,
+    saved_batches,
+    sft,
+    texts,
+)
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
@@ -38,11 +51,12 @@ from llm_runs.examples import Prompt, Sides, TokenPair, TokenSample
 from llm_runs.microbatches import compares_pairs, needs_in_training
 from llm_runs.mismatched import Mismatched
 from llm_runs.sampling import derived_seed
+from llm_runs.watch import Watch
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
 _FREE_TRAINING = (*DELIVERY, "micro_batch_size", "gradient_checkpointing", "sharding")
 _FREE = (
-    *("name", "objectives", "labels", "training_seeds", "cost_steps", "online"),
+    *("name", "objectives", "labels", "training_seeds", "cost_steps", "online", "guards"),
     *(f"training.{key}" for key in _FREE_TRAINING),
 )
 # How one's own preferences are read, which comes before all else: until that has succeeded, these may be corrected in the same folder.
@@ -53,6 +67,8 @@ _OF_READING = (
     "model.template",
     "model.chat_template",
 )
+_SHOWN = 100  # of samples with a constant reward, those that are saved
+_ROUND_TRIPS = 1000  # texts of which it is checked that their tokens give them back
 _AUTO_PROMPTS = 64  # prompts sampled twice for maxpo's automatic temperature where the pairs are your own
 
 
@@ -99,6 +115,7 @@ class Experiment:
 
     def __init__(self, config: RunConfig, out: Path, *, dry: bool = False) -> None:
         self.config, self.out = config, out
+        self.watch = Watch(config.guards)
         _lock(config, out, write=not dry)
 
     # -- model and texts -----------------------------------------------------------------------------------------
@@ -137,6 +154,30 @@ class Experiment:
         )
         guards.check_tokenizer(self.tokenizer, config, self.config.model.name, generation)
         guards.check_contexts(self.config, self.context)
+        if self.config.data.preferences is None:
+            self._check_round_trip()
+
+    def _check_round_trip(self) -> None:
+        """The guard of texts whose tokens do not give them back, on some of the texts; what comes back is saved in DIR/guards."""
+        changed = []
+        for text in self._pool[:_ROUND_TRIPS]:
+            ids = tuple(self.tokenizer(text.text).input_ids)
+            if (back := round_trip.read_back(self.tokenizer, text.text, ids)) is not None:
+                changed.append((text.text, back, ids))
+        if not changed:
+            return
+        text, back, _ = changed[0]
+        reason = (
+            f"{self.config.data.text}: the tokens of {len(changed)} of {min(len(self._pool), _ROUND_TRIPS)} texts do not give the text "
+            f"back; {round_trip.said(text, back)}: use the model's own tokenizer, or clean the texts"
+        )
+
+        def save(name: str) -> Path:
+            shown = {i: TokenSample((), ids, text, back) for i, (text, back, ids) in enumerate(changed[:_SHOWN])}
+            about = {"reason": "tokenization round trip", "prompt": "the text", "completion": "what its tokens say"}
+            return saved_batches.save_batch(self.out / "guards", {}, {"texts": shown}, about, name=name)
+
+        self.watch.meet("round_trip", reason, save)
 
     @cached_property
     def own_pairs(self) -> tuple[StoredPairs, StoredPairs] | None:
@@ -156,6 +197,7 @@ class Experiment:
             folder=self.out / "data",
             seed=derived_seed(self.config.seed, "held out"),
             chat_template=self.config.model.chat_template,
+            watch=self.watch,
         )
         print(data.save(loaded, self.config.data, self.out / "data", training, held_out), flush=True)
         return loaded.training, loaded.held_out
@@ -258,7 +300,9 @@ class Experiment:
         checkpoints = self.out / "sft"
         seed = derived_seed(self.config.seed, "sft") % 2**32
         shard = self.config.training.sharding
-        losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard)
+        losses = sft.train(
+            model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard, tokenizer=self.tokenizer
+        )
         processes.by_first(lambda: atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode()))
         models.save(model, self.tokenizer, self.out / "reference")
         processes.by_first(lambda: sft.clear_checkpoints(checkpoints))
@@ -360,12 +404,32 @@ class Experiment:
         assert self.reward is not None
         found: dict[str, Sequence[TokenPair]] = {}
         for side, name in (("training", "pairs"), ("held_out", "held_out_pairs")):
-            found[side] = labelling.pair_up(rewards.score_samples(self.reward, self.samples(name)))
+            scored = rewards.score_samples(self.reward, self.samples(name))
+            if side == "training":
+                self.check_reward(scored, f"samples/{name}.jsonl")
+            found[side] = labelling.pair_up(scored)
             if not found[side]:
                 raise InputError(
                     "every prompt's two completions are the same, so there are no pairs; sample longer ones"
                 )
         return found
+
+    def check_reward(self, samples: Sequence[TokenSample], where: str) -> None:
+        """The guard of rewards that are constant; the samples are saved in DIR/guards.
+
+        Raises:
+            InputError: all are the same, and the configuration stops for that.
+        """
+
+        def save(name: str) -> Path:
+            about = {"reason": "constant reward", "where": where, "reward": type(self.reward).__name__}
+            shown = dict(enumerate(samples[:_SHOWN]))
+            scores = {"rewards": torch.tensor([entry.reward for entry in samples], dtype=torch.float64)}
+            return saved_batches.save_batch(
+                self.out / "guards", scores, {"samples": shown}, about, self.tokenizer, name
+            )
+
+        self.watch.meet("constant_reward", guards.constant(samples, where), save)
 
     def pairs_path(self, labels: LabelSet, side: str) -> Path:
         """The file of labelled pairs of one side ("training" or "held_out"); of given ones, what says which they are (`StoredPairs`)."""

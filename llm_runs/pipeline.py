@@ -34,7 +34,7 @@ from llm_runs import (
     training,
 )
 from llm_runs.account import Step
-from llm_runs.config import DELIVERY, RunConfig
+from llm_runs.config import DELIVERY, NOT_DECISIVE, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
 from llm_runs.experiment import Experiment, LabelSet, Training
@@ -130,6 +130,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
         evaluate=evaluate,
         evaluate_at=steps,
         tokenizer=experiment.tokenizer,
+        watch=config.guards,
     )
     if config.training.save_model or config.training.push_to_hub:
         models.save(model, experiment.tokenizer, folder / "model")
@@ -361,7 +362,8 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
         "reference": kind,
         "cost_steps": steps,
     }
-    del settings["objectives"], settings["labels"], settings["training_seeds"], settings["online"]
+    for key in ("objectives", "labels", "training_seeds", "online", "guards"):
+        del settings[key]
     if is_complete(folder, settings):
         return None
     _ = (
@@ -464,7 +466,7 @@ def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = 
 def _settings(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
     """What a training's record says it depended on."""
     settings = config.to_dict()
-    for key in ("objectives", "training_seeds", "cost_steps", "name", "online"):
+    for key in NOT_DECISIVE:
         del settings[key]
     for key in DELIVERY:
         del settings["training"][key]

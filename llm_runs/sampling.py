@@ -249,7 +249,7 @@ def _decode(
         )
         past = output.past_key_values
         logits = output.logits[:, -1].float()
-        token = torch.multinomial(_nucleus((logits / temperature).softmax(-1), top_p), 1, generator=generator)
+        token = _drawn(_nucleus((logits / temperature).softmax(-1), top_p), generator)
         tokens.append(token)
         logps.append(logits.log_softmax(-1).gather(-1, token))
         ended |= torch.isin(token[:, 0], end_ids)
@@ -268,6 +268,19 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     ranked, order = probabilities.sort(-1, descending=True)
     ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
     return torch.zeros_like(probabilities).scatter(-1, order, ranked)
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """A token a row, (N, 1). Raises InputError where the probabilities are none."""
+    try:
+        return torch.multinomial(probabilities, 1, generator=generator)
+    except RuntimeError as error:
+        if bool(torch.isfinite(probabilities).all()):
+            raise
+        raise InputError(
+            "the model's next-token probabilities are NaN: its weights are broken, or overflow in this precision; look at its training's "
+            "loss, or set model.dtype=float32"
+        ) from error
 
 
 def _finish(

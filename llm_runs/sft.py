@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from llm_runs import processes, sharding
+from llm_runs import processes, saved_batches, sharding
 from llm_runs.config import SFTConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenSample
 from llm_runs.logprobs import CompletionBatch, collate, completion_logits, token_logps
 from llm_runs.progress import show_progress
 from llm_runs.texts import Text
+from llm_runs.watch import Gradients, look
 
 
 def windows(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[TokenSample]:
@@ -45,13 +46,16 @@ def train(
     seed: int,
     checkpoints: Path,
     shard: sharding.Sharding = "none",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[tuple[int, float]]:
     """Fine-tune `model` in place on the completions; returns (step, mean loss per token in nats).
 
-    Continues from the last whole checkpoint in the folder `checkpoints`. `shard`: as `TrainingConfig.sharding`.
+    Continues from the last whole checkpoint in the folder `checkpoints`. `shard`: as `TrainingConfig.sharding`; `tokenizer`: to make a
+    failing batch readable.
 
     Raises:
-        InputError: the processes cannot share the batch evenly.
+        InputError: the processes cannot share the batch evenly; a loss or gradient is not finite: the batch is saved beside the
+            checkpoints, and nothing of the step has reached the weights.
     """
     processes.join()
     size = processes.size()
@@ -86,6 +90,8 @@ def train(
         **sharding.arguments(shard),
     )
     trainer = _Trainer(model=model, args=arguments, train_dataset=list(samples), data_collator=_collate)
+    trainer.tokenizer, trainer.out = tokenizer, checkpoints
+    trainer.add_callback(Gradients(trainer.stop))
     show_progress(trainer, "fine-tuning")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -115,6 +121,10 @@ def clear_checkpoints(folder: Path) -> None:
 class _Trainer(sharding.ShardedTrainer):
     """The loss is the negative log-likelihood per completion token of a step, however the step is cut into forward passes."""
 
+    tokenizer: PreTrainedTokenizerBase | None
+    out: Path
+    _last: CompletionBatch
+
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = True  # the passes' losses add up: the Trainer divides them by nothing
@@ -135,7 +145,27 @@ class _Trainer(sharding.ShardedTrainer):
         # Data parallelism takes the mean of the processes' gradients where their sum is wanted.
         share = processes.size() / num_items_in_batch
         loss: Tensor = -token_logps(completion_logits(model, batch), batch).sum() * share
+        self._last = batch
+        if not processes.all_of(bool(torch.isfinite(loss)), self.args.device):
+            self.stop(f"the loss is {loss.item()}")
         return loss
+
+    def stop(self, reason: str) -> None:
+        """Raise InputError; the last batch is saved."""
+        batch, step = self._last, int(self.state.global_step) + 1
+        number = processes.rank()
+        samples = {
+            place: TokenSample((), tuple(ids[mask].tolist()))
+            for place, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask.bool(), strict=True))
+        }
+        path = saved_batches.save_batch(
+            self.out / f"process-{number}" if number else self.out,
+            {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask},
+            {"texts": samples},
+            {"step": step, "objective": "fine-tuning", "reason": reason},
+            self.tokenizer,
+        )
+        raise InputError(f"fine-tuning stopped at step {step}: {reason}. Lower sft.learning_rate; {look(path)}")
 
 
 def _collate(samples: Sequence[TokenSample]) -> dict[str, CompletionBatch]:
