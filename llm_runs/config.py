@@ -14,12 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
 import objectives
 from llm_runs.strict import Checked as _Checked
 from llm_runs.strict import ConfigError, build, plain, read_yaml
 from llm_runs.strict import number as _number
+from objectives import yaml_text
+from objectives.yaml_text import YamlError
 
 
 @dataclass(frozen=True)
@@ -446,8 +446,8 @@ def _apply(values: dict[str, Any], override: str | tuple[str, Any]) -> None:
         if not equals or not key:
             raise ConfigError(f"--set {override!r}: expected key=value, for example training.steps=10")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = yaml_text.read(text)
+        except YamlError as error:
             raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     else:
         key, value = override

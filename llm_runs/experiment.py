@@ -166,10 +166,10 @@ class Experiment:
                 changed.append((text.text, back, ids))
         if not changed:
             return
-        text, back, _ = changed[0]
+        among = min(len(self._pool), _ROUND_TRIPS)
         reason = (
-            f"{self.config.data.text}: the tokens of {len(changed)} of {min(len(self._pool), _ROUND_TRIPS)} texts do not give the text "
-            f"back; {round_trip.said(text, back)}: use the model's own tokenizer, or clean the texts"
+            f"{self.config.data.text}: the tokens of {len(changed)} of {among} texts do not give the text back; "
+            f"{round_trip.said(*changed[0][:2])}: use the model's own tokenizer, or clean the texts"
         )
 
         def save(name: str) -> Path:

@@ -178,7 +178,7 @@ def differs_at_start(batches: Mapping[str, objectives.Batch], reduced_precision:
             compared.append((batch.logps, batch.ref_logps))
         if isinstance(batch, objectives.UnpairedBatch) and batch.mismatched_logps is not None:
             compared.append((batch.mismatched_logps, batch.ref_mismatched_logps))
-        if isinstance(batch, objectives.RolloutBatch):
+        if isinstance(batch, objectives.RolloutBatch) and batch.token_logps is not None:
             compared.append((batch.token_logps, batch.ref_token_logps))
     differences = [((policy - ref).abs(), ref.abs()) for policy, ref in compared if ref is not None]
     if isinstance(samples, objectives.SampleBatch) and samples.token_kl is not None:

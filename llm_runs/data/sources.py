@@ -6,6 +6,7 @@ Records are read one after the other; only a JSON file that is one large array i
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import csv
 import gzip
@@ -15,7 +16,6 @@ import json
 import lzma
 import os
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +54,9 @@ _KINDS = {
     ".parquet": "Parquet",
 }
 _ENDINGS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+# Bounds on what a few bytes may stand for once they are unpacked; a record of a line is far below, a JSON array is held as a whole.
+_LONGEST_LINE = 64 * 2**20
+_LARGEST_JSON = 2**30
 _ATTEMPTS = 3
 _FIRST_WAIT = 2.0  # seconds; doubles with each attempt
 
@@ -164,11 +167,11 @@ def _kind_of_json(path: Path, start: bytes, opener: _Opener) -> str:
     if text.startswith(b"["):
         return "JSON"
     if text.startswith(b"{"):
-        with opener(path) as file:
-            first = next((line for line in file if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
+        with _reading(path), opener(path) as file:
+            first = next((line for line in _lines(path, file) if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
         try:
-            json.loads(first.removeprefix(b"\xef\xbb\xbf"))
-        except ValueError:
+            _loads(first.removeprefix(b"\xef\xbb\xbf").decode())
+        except (ValueError, RecursionError):
             return "JSON" if path.suffix != ".jsonl" else "JSON lines"
         return "JSON lines"
     raise PreferenceFileError(
@@ -178,15 +181,44 @@ def _kind_of_json(path: Path, start: bytes, opener: _Opener) -> str:
 
 def _json_lines(path: Path, opener: _Opener) -> Iterator[Record]:
     with _reading(path), opener(path) as file:
-        for number, line in enumerate(file, start=1):  # at b"\n" only: JSON text may hold other line separators
+        for number, line in enumerate(
+            _lines(path, file), start=1
+        ):  # at b"\n" only: JSON text may hold other line separators
             content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if content.strip():
                 yield f"{path}, line {number}", _parse_line(content.rstrip())
 
 
+def _lines(path: Path, file: Any) -> Iterator[bytes]:
+    """The lines of a file, of which none may take all memory. Raises PreferenceFileError for one that would."""
+    for number in itertools.count(1):
+        line: bytes = file.readline(_LONGEST_LINE)
+        if not line:
+            return
+        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            raise PreferenceFileError(
+                f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MiB, which no record is; is it damaged?"
+            )
+        yield line
+
+
+def _loads(text: str) -> Any:
+    """JSON in which a key that stands twice is an error (ValueError): the second would silently replace the first."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {double!r:.60} stands twice")
+    return found
+
+
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return _loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Problem("not UTF-8", f"not UTF-8 text ({error.reason} at byte {error.start})")
     except json.JSONDecodeError as error:
@@ -197,9 +229,13 @@ def _parse_line(line: bytes) -> Any:
 
 def _json(path: Path, opener: _Opener) -> Iterator[Record]:
     with _reading(path), opener(path) as file:
-        content = file.read()
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise PreferenceFileError(
+            f"{path}: more than {_LARGEST_JSON >> 30} GiB in one JSON array, which is read as a whole; save it as JSON lines"
+        )
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = _loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise PreferenceFileError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -218,10 +254,10 @@ def _json(path: Path, opener: _Opener) -> Iterator[Record]:
 
 
 def _csv(path: Path, opener: _Opener, delimiter: str) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(_LONGEST_LINE)
     with _reading(path), opener(path) as file:
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        reader = csv.reader((decode(line) for line in _lines(path, file)), delimiter=delimiter, strict=True)
         header: list[str] = []
         number = 0
         try:
@@ -250,8 +286,8 @@ def _cell(text: str) -> Any:
     """Text, or the list of messages or completions that is written in a cell as JSON."""
     if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
         try:
-            value = json.loads(text)
-        except ValueError:
+            value = _loads(text)
+        except (ValueError, RecursionError):
             return text
         if isinstance(value, list) and value and not all(isinstance(each, str) for each in value):
             return value
