@@ -29,6 +29,8 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
+from analysis.redaction import redact as redact  # producers take it from here
+
 FORMAT_VERSION = 1
 MANIFEST = "run.json"
 
@@ -170,7 +172,7 @@ def write_run(
             "tables": entries,
             "extra": extra or {},
         }
-        text = json.dumps(_plain(manifest, manifest_path), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(redact(_plain(manifest, manifest_path)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         staged[manifest_path] = _stage(manifest_path, text.encode())  # last in, last renamed
         for path, temporary in staged.items():
             with _os_errors(path, "cannot be written"):
@@ -255,7 +257,7 @@ def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bo
         if isinstance(error, _NewerFormat):
             raise
         return False
-    return bool(run.manifest["config"] == _plain(config, folder / MANIFEST))
+    return bool(run.manifest["config"] == redact(_plain(config, folder / MANIFEST)))
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
@@ -325,7 +327,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RecordError(folder, "there is no such folder")
     try:
         manifest: dict[str, Any] = json.loads(_read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, RecordError):
             raise
         raise RecordError(path, f"is damaged: not valid JSON ({error})") from error

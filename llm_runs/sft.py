@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def train(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    trainer.train(resume_from_checkpoint=processes.gather(last_checkpoint(checkpoints))[0])
+    resume_from = processes.gather(last_checkpoint(checkpoints))[0]
+    with resuming(resume_from):
+        trainer.train(resume_from_checkpoint=resume_from)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
@@ -111,6 +114,26 @@ def last_checkpoint(folder: Path) -> str | None:
             json.loads(state.read_bytes())
             return str(state.parent)
     return None
+
+
+@contextlib.contextmanager
+def resuming(checkpoint: str | None) -> Iterator[None]:
+    """What a checkpoint holds besides tensors and numbers is refused by torch, with a page of advice; say it in a line instead.
+
+    Raises:
+        InputError: the optimiser, schedule or random state of `checkpoint` is no plain data.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (
+            checkpoint is None or type(error).__name__ != "UnpicklingError"
+        ):  # its module is not imported here, on purpose
+            raise
+        raise InputError(
+            f"{checkpoint}: its optimiser, schedule or random state holds something else than tensors and numbers, or is damaged; nothing "
+            "of it was run. Delete the checkpoint to go on from an earlier one, or from the beginning"
+        ) from error
 
 
 def clear_checkpoints(folder: Path) -> None:

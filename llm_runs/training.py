@@ -54,7 +54,7 @@ from llm_runs.packing import Rows
 from llm_runs.progress import show_progress
 from llm_runs.reference import ReferenceLogps
 from llm_runs.scoring import Scorer
-from llm_runs.sft import last_checkpoint
+from llm_runs.sft import last_checkpoint, resuming
 from llm_runs.vocabulary_head import TokenScores
 from llm_runs.watch import Gradients, Watch, look
 
@@ -199,7 +199,8 @@ def train(
         stack.enter_context(memory.explained(size))
         if config.kernels == "compile":
             stack.enter_context(kernels.compiled(*(each for each in (model, live and live.model) if each is not None)))
-        trainer.train(resume_from_checkpoint=resume_from)
+        with resuming(resume_from):
+            trainer.train(resume_from_checkpoint=resume_from)
     scorer.release(trained)
     if isinstance(trained, PeftModel):
         trained.merge_and_unload()
