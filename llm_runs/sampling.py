@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import atomic_write, fingerprint
-from llm_runs import engines, processes, sharding
+from llm_runs import engines, json_lines, processes, sharding
 from llm_runs.config import SamplingConfig
 from llm_runs.engines import Drawn
 from llm_runs.errors import InputError
@@ -140,14 +140,11 @@ def write_samples(path: Path, samples: Sequence[TokenSample]) -> Path:
 def read_samples(path: Path) -> list[TokenSample]:
     """Samples from JSONL. Raises InputError with file, line and reason."""
     samples = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                samples.append(_from_line(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"{path}, line {number}: not a sample ({error}); delete the file to redo it"
-                ) from error
+    for where, values in json_lines.read(path):
+        try:
+            samples.append(_sample(values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{where}: not a sample ({error}); delete the file to redo it") from error
     return samples
 
 
@@ -305,13 +302,9 @@ def _to_line(entry: TokenSample, index: int | None = None) -> str:
     return json.dumps(asdict(entry) if index is None else {"index": index, **asdict(entry)}, ensure_ascii=False)
 
 
-def _from_line(line: str) -> TokenSample:
-    return _sample(json.loads(line))
-
-
 def _sample(values: dict[str, Any]) -> TokenSample:
-    values["prompt_ids"], values["completion_ids"] = tuple(values["prompt_ids"]), tuple(values["completion_ids"])
-    return TokenSample(**values)
+    json_lines.check_types(values, ("prompt", "completion"), ("logp", "reward"))
+    return TokenSample(**json_lines.token_ids(values, "prompt_ids", "completion_ids"))
 
 
 def _put_together(partial: Path, wanted: str) -> None:

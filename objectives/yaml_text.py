@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -35,6 +36,18 @@ def read(text: str) -> Any:
         YamlError: not YAML, a key twice, tags that would make objects, too large, nested too deeply, or a value that is none (a date that
             no calendar has).
     """
+    return _bounded(text, lambda loader, node: loader.construct_document(node))
+
+
+def check(text: str) -> None:
+    """What `read` raises for text that is not YAML, too large or nested too deeply; tags are not looked at, and nothing is made.
+
+    For files that somebody else's reader will read.
+    """
+    _bounded(text, lambda loader, node: None)
+
+
+def _bounded(text: str, use: Callable[[_Loader, yaml.Node], Any]) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise YamlError(f"{len(text):,} characters, more than the {MOST_CHARACTERS:,} of any settings")
     try:
@@ -44,7 +57,7 @@ def read(text: str) -> Any:
             if node is None:
                 return None
             _size(node, {}, 0)
-            return loader.construct_document(node)
+            return use(loader, node)
         finally:
             loader.dispose()  # type: ignore[no-untyped-call]
     except RecursionError:

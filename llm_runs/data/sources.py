@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from llm_runs import json_lines
 from llm_runs.data.problems import PreferenceFileError, Problem, nearest
 
 Record = tuple[str, Any]  # where it stands, for error messages, and its content: a mapping of fields, or a Problem
@@ -170,7 +171,7 @@ def _kind_of_json(path: Path, start: bytes, opener: _Opener) -> str:
         with _reading(path), opener(path) as file:
             first = next((line for line in _lines(path, file) if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
         try:
-            _loads(first.removeprefix(b"\xef\xbb\xbf").decode())
+            json_lines.loads(first.removeprefix(b"\xef\xbb\xbf").decode())
         except (ValueError, RecursionError):
             return "JSON" if path.suffix != ".jsonl" else "JSON lines"
         return "JSON lines"
@@ -202,23 +203,9 @@ def _lines(path: Path, file: Any) -> Iterator[bytes]:
         yield line
 
 
-def _loads(text: str) -> Any:
-    """JSON in which a key that stands twice is an error (ValueError): the second would silently replace the first."""
-    return json.loads(text, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {double!r:.60} stands twice")
-    return found
-
-
 def _parse_line(line: bytes) -> Any:
     try:
-        return _loads(line.decode("utf-8"))
+        return json_lines.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Problem("not UTF-8", f"not UTF-8 text ({error.reason} at byte {error.start})")
     except json.JSONDecodeError as error:
@@ -235,7 +222,7 @@ def _json(path: Path, opener: _Opener) -> Iterator[Record]:
             f"{path}: more than {_LARGEST_JSON >> 30} GiB in one JSON array, which is read as a whole; save it as JSON lines"
         )
     try:
-        value = _loads(content.decode("utf-8-sig"))
+        value = json_lines.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise PreferenceFileError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -286,7 +273,7 @@ def _cell(text: str) -> Any:
     """Text, or the list of messages or completions that is written in a cell as JSON."""
     if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
         try:
-            value = _loads(text)
+            value = json_lines.loads(text)
         except (ValueError, RecursionError):
             return text
         if isinstance(value, list) and value and not all(isinstance(each, str) for each in value):
