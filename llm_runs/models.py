@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -325,7 +326,12 @@ def tiny_random(
 
 @contextlib.contextmanager
 def _load_errors(source: str | Path, *raised: type[Exception]) -> Any:
-    kinds = raised or (OSError, ValueError)
+    kinds = raised or (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    )  # the latter two: damaged weights, other shapes
     try:
         yield
     except kinds as error:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -126,7 +127,7 @@ class ClassifierReward:
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 config.model, use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"reward.model: cannot load a classifier from {config.model!r}: {reason}. Give a folder with safetensors, or a hub id "

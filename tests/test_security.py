@@ -10,7 +10,6 @@ import pickle
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,38 +199,43 @@ def test_a_pickle_beside_safetensors_is_not_looked_at(
 
 
 PAIRS = [TokenPair((1, 2), (3, i), (4, 5)) for i in range(6, 14)]
+SIMPO = objectives.get("simpo")
 CONFIG = TrainingConfig(steps=3, batch_size=4, save_every=1, warmup_steps=0)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-@pytest.mark.parametrize("form", ["pickle", "torch"])
-def test_a_checkpoint_with_code_in_it(
-    name: str, form: str, evil: bytes, evil_torch: bytes, mark: Path, tiny: Path, tmp_path: Path
-) -> None:
-    def attempt(steps: int) -> None:
-        train(
-            models.load_model(tiny),
-            objectives.get("simpo"),
-            PAIRS,
-            config=replace(CONFIG, steps=steps),
-            seed=0,
-            out=tmp_path,
-        )
-
+@pytest.fixture(scope="module")
+def interrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was interrupted after its first checkpoint."""
+    out = tmp_path_factory.mktemp("interrupted")
+    model = models.load_model(tiny)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            models.load_model(tiny), objectives.get("simpo"), PAIRS, config=CONFIG, seed=0, out=tmp_path,
-            evaluate=_interrupt, evaluate_at=(2,),
-        )  # fmt: skip
-    checkpoint = sft.last_checkpoint(tmp_path / "checkpoints")
-    assert checkpoint is not None
-    assert (Path(checkpoint) / name).is_file()
-    (Path(checkpoint) / name).write_bytes(evil if form == "pickle" else evil_torch)
+        train(model, SIMPO, PAIRS, config=CONFIG, seed=0, out=out, evaluate=_interrupt, evaluate_at=(2,))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("optimizer.pt", "pickle"),
+        ("optimizer.pt", "torch"),
+        ("scheduler.pt", "torch"),
+        ("rng_state.pth", "torch"),
+        ("training_args.bin", "torch"),
+    ],
+)
+def test_a_checkpoint_with_code_in_it(
+    name: str, form: str, interrupted: Path, evil: bytes, evil_torch: bytes, mark: Path, tiny: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(interrupted, tmp_path / "out"))
+    file = Path(sft.last_checkpoint(out / "checkpoints") or "") / name
+    assert file.is_file()
+    file.write_bytes(evil if form == "pickle" else evil_torch)
+    arguments: dict[str, Any] = {"config": CONFIG, "seed": 0, "out": out}
     if name == "training_args.bin":  # written by transformers, read by nobody
-        attempt(3)
+        train(models.load_model(tiny), SIMPO, PAIRS, **arguments)
     else:
         with pytest.raises(InputError, match=r"checkpoint-1: its optimiser, schedule or random state"):
-            attempt(3)
+            train(models.load_model(tiny), SIMPO, PAIRS, **arguments)
     assert not mark.exists()
 
 
@@ -301,7 +305,7 @@ def test_yaml_that_explodes_is_small_in_memory() -> None:
     with pytest.raises(yaml_text.YamlError, match="contains itself"):
         yaml_text.read("a: &a [*a]")
     with pytest.raises(yaml_text.YamlError, match="nested"):
-        yaml_text.read("[" * 5000)
+        yaml_text.read("[" * 200)
     with pytest.raises(yaml_text.YamlError, match="'a' stands twice"):
         yaml_text.read("a: 1\nb: 2\na: 3\n")
     assert yaml_text.read("a: &x [1, 2]\nb: *x\n") == {"a": [1, 2], "b": [1, 2]}  # aliases as such are fine
@@ -353,25 +357,45 @@ def test_secrets_are_hidden_wherever_they_stand() -> None:
         assert redact(plain) == plain
 
 
-@pytest.mark.usefixtures("secret_environment")
-def test_no_secret_gets_into_a_run(tmp_path: Path) -> None:
-    """A whole small run with secrets in the environment, and one in an address that the configuration names."""
-    out = tmp_path / "run"
-    values = [
-        "sft.steps=2", "data.reward_texts=100", "data.sft_texts=50", "data.prompts=8", "reference.samples=8", "training.steps=1",
-        "training.batch_size=4", "training.save_model=true", "evaluation.at=[]", "evaluation.likelihoods=0", "evaluation.prompts=2",
-        "objectives=['dpo(beta=0.1)']", "labels=[{name: noisy, temperature: 4.0}]",
-        "training.hub_model_id=https://someone:hunter2hunter2@host/name",
-    ]  # fmt: skip
-    assert main(["run", "tiny", "--out", str(out), "--set", *values]) == 0
+_ADDRESS = "training.hub_model_id=https://someone:hunter2hunter2@host/name"
+
+
+def _assert_no_secret(out: Path, *expected: str) -> None:
     files = [path for path in out.rglob("*") if path.is_file()]
-    assert {"run.json", "config.json", "README.md"} <= {path.name for path in files}
+    assert {*expected} <= {path.name for path in files}
     for path in files:
         content = path.read_bytes()
         for secret in (*SECRETS.values(), "hunter2hunter2"):
             assert secret.encode() not in content, f"{path} holds a secret"
-    assert main(["run", "tiny", "--out", str(out), "--set", *values]) == 0  # the hidden configuration is still its own
-    (run,) = records.find_runs(out / "runs")[0]
+
+
+@pytest.mark.usefixtures("secret_environment")
+def test_no_secret_gets_into_a_folder(tmp_path: Path) -> None:
+    """Of a run's beginning, with secrets in the environment and one in an address that the configuration names; and into a record."""
+    values = ["sft.steps=0", "data.reward_texts=100", "data.prompts=8", "reference.samples=8", _ADDRESS]
+    assert main(["label", "tiny", "--out", str(tmp_path / "run"), "--set", *values]) == 0
+    assert (
+        main(["label", "tiny", "--out", str(tmp_path / "run"), "--set", *values]) == 0
+    )  # the hidden configuration is still its own
+    config = {"model": f"s3://{SECRETS['AWS_ACCESS_KEY_ID']}:x@host", "environment": dict(os.environ)}
+    records.write_run(
+        tmp_path / "record", kind="llm", id=SECRETS["HF_TOKEN"], config=config, seeds={}, tables={}, extra=config
+    )
+    _assert_no_secret(tmp_path, "config.json", "run.json")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("secret_environment")
+def test_no_secret_gets_into_a_whole_run(tmp_path: Path) -> None:
+    """With records and the card of a model that is kept."""
+    values = [
+        "sft.steps=2", "data.reward_texts=100", "data.sft_texts=50", "data.prompts=8", "reference.samples=8", "training.steps=1",
+        "training.batch_size=4", "training.save_model=true", "evaluation.at=[]", "evaluation.likelihoods=0", "evaluation.prompts=2",
+        "objectives=['dpo(beta=0.1)']", "labels=[{name: noisy, temperature: 4.0}]", _ADDRESS,
+    ]  # fmt: skip
+    assert main(["run", "tiny", "--out", str(tmp_path), "--set", *values]) == 0
+    _assert_no_secret(tmp_path, "config.json", "run.json", "README.md")
+    (run,) = records.find_runs(tmp_path / "runs")[0]
     assert run.config["model"]["trust_remote_code"] is False
 
 

@@ -128,7 +128,7 @@ def load(
             raise PreferenceFileError(f"{readers[0].account.source}: every prompt is among the held-out ones")
         training = StoredPairs(first.store, first.rows[~shared])
     else:
-        held = splitting.held_out(hashes, config.held_out_fraction)
+        held = splitting.held_out(hashes, config.held_out_fraction, readers[0].account.source)
         training, held_out = (StoredPairs(first.store, first.rows[side]) for side in (~held, held))
     rendered = sum((reader.counts["rendered"] for reader in readers), Counter[str]())
     return Loaded(

@@ -285,9 +285,20 @@ def _parquet(path: Path) -> Iterator[Record]:
     number = 0
     with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1000):
-            for record in batch.to_pylist():
+            for record in _rows(batch):
                 number += 1
                 yield f"{path}, row {number}", record
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The rows of a batch as mappings; where one holds what is no text or no date, a Problem stands for it alone."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [Problem("not text", f"holds a value that cannot be read: {_short(error)}")]
+        half = len(batch) // 2
+        return _rows(batch.slice(0, half)) + _rows(batch.slice(half))
 
 
 # -- folders and the hub -------------------------------------------------------------------------------------------
