@@ -87,7 +87,7 @@ pytest: $(VENV)/.test
 audit: $(VENV)/.created
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.7'
-	$(VENV)/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
+	$(VENV)/audit/bin/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -145,7 +145,7 @@ def _in_domain(domain: Domain, value: Any) -> bool:
 def _in_simplex(value: Any) -> bool:
     if not isinstance(value, tuple | list) or not value:
         return False
-    numbers = [x for x in value if isinstance(x, Real_) and not isinstance(x, bool)]
+    numbers: list[Any] = [x for x in value if isinstance(x, Real_) and not isinstance(x, bool)]
     if len(numbers) < len(value) or not all(0 <= x <= 1 for x in numbers):
         return False
     return abs(math.fsum(map(float, numbers)) - 1) < 1e-9
