@@ -210,7 +210,7 @@ def _shipped_task(name: str) -> dict[str, Any]:
 def _jsonl_task(path: Path) -> dict[str, Any]:
     """A multiple-choice task of a JSONL file, checked line by line."""
     items = 0
-    for where, item in json_lines.read(path):
+    for where, item in json_lines.read(path, BenchmarkError):
         items += 1
         try:
             query, choices, gold = item["query"], item["choices"], item["gold"]

@@ -24,11 +24,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every object of a file, with where it stands; empty lines are passed over.
 
     Raises:
-        InputError: the file cannot be read, or a line is no JSON object.
+        InputError: (of the class `error`) the file cannot be read, or a line is no JSON object.
     """
     try:
         with path.open("rb") as file:
@@ -39,15 +39,15 @@ def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     if not text.strip():
                         continue
                     values = loads(text)
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{where}: not valid JSON: {error}") from error
+                except UnicodeDecodeError as found:
+                    raise error(f"{where}: not UTF-8 text ({found.reason} at byte {found.start})") from found
+                except (ValueError, RecursionError) as found:
+                    raise error(f"{where}: not valid JSON: {found}") from found
                 if not isinstance(values, dict):
-                    raise InputError(f"{where}: expected an object with fields, found {type(values).__name__}")
+                    raise error(f"{where}: expected an object with fields, found {type(values).__name__}")
                 yield where, values
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except OSError as found:
+        raise error(f"{path}: cannot be read ({found.strerror})") from found
 
 
 def token_ids(values: dict[str, Any], *names: str) -> dict[str, Any]:
