@@ -76,7 +76,7 @@ def describe(path: Path, examples: int = 8) -> str:
         tensors = safetensors.torch.load(file.with_suffix(".safetensors").read_bytes())
     except OSError as error:
         raise InputError(f"no saved batch at {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{file}: not a saved batch ({error})") from error
     lines = [f"{name}: {value}" for name, value in saved.items()]
     lines += ["", "tensors (the whole of them: " + str(file.with_suffix(".safetensors")) + ")"]
