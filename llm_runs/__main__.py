@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llm_runs.account import Step
     from llm_runs.config import RunConfig
 
 _EPILOG = """\
@@ -289,8 +291,9 @@ def _carry_out(options: argparse.Namespace) -> None:
         print(dry_run.report(config, options.out, options.goal, only, options.tflops, options.processes))
         return
     _join(config, options)
-    experiment = processes.in_turn(lambda: Experiment(config, options.out))
-    account.carry_out(pipeline.plan(experiment, options.goal, only))
+    with _sole(options.out) as release:
+        experiment = processes.in_turn(lambda: Experiment(config, options.out))
+        account.carry_out(pipeline.plan(experiment, options.goal, only), begin=release)
     if options.goal in ("train", "run"):
         figures = "likelihoods" if config.data.preferences else "likelihoods frontier_llm"  # no reward, no frontier
         print(f"records: {options.out / 'runs'}; next:", flush=True)
@@ -318,7 +321,8 @@ def _online(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(runs.report(config, options.out, methods, options.tflops))
         return
-    account.carry_out(runs.plan(Experiment(config, options.out), methods))
+    with _sole(options.out) as release:
+        account.carry_out(runs.plan(Experiment(config, options.out), methods), begin=release)
     figures = f"python -m paper_figures frontier_llm predictions --records {options.out} --out figures"
     print(f"records: {options.out / 'runs'}; the curves, and what the exact bandit predicts: {figures}", flush=True)
 
@@ -366,11 +370,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError("--reference and --reward belong to --prompts; a run has its own")
     config = RunConfig.load(options.config, options.overrides)
     _join(config, options)
-    experiment = processes.in_turn(lambda: Experiment(config, options.out))
-    last = Step(
-        f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
-    )
-    account.carry_out([*pipeline.plan(experiment, "before"), last])
+    with _sole(options.out) as release:
+        experiment = processes.in_turn(lambda: Experiment(config, options.out))
+        last = Step(
+            f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
+        )
+        account.carry_out([*pipeline.plan(experiment, "before"), last], begin=release)
     print(f"next: python -m analysis evaluation {options.out}", flush=True)
 
 
@@ -388,8 +393,26 @@ def _join(config: RunConfig, options: argparse.Namespace) -> None:
         processes.check_shared(options.out)
 
 
+@contextlib.contextmanager
+def _sole(out: Path) -> Iterator[Callable[[Step], None]]:
+    """Be the only command at work on what the runs in a folder share; yields what gives that up at the first step that shares nothing.
+
+    From there on each run is locked by itself, so that several commands can share a folder's runs.
+    """
+    from llm_runs import pipeline, processes
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(processes.sole(out))
+
+        def release(step: Step) -> None:
+            if step.kind not in pipeline.STAGES[:-1]:
+                held.close()
+
+        yield release
+
+
 def _evaluate_on_prompts(options: argparse.Namespace) -> None:
-    from llm_runs import account
+    from llm_runs import account, processes
     from llm_runs.comparison import Comparison
     from llm_runs.config import RunConfig
 
@@ -397,8 +420,9 @@ def _evaluate_on_prompts(options: argparse.Namespace) -> None:
     config = RunConfig.load(options.config, overrides)
     reward = options.reward or "none"
     _join(config, options)
-    comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
-    account.carry_out(comparison.plan())
+    with processes.sole(options.out):
+        comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
+        account.carry_out(comparison.plan())
     print(f"next: python -m analysis evaluation {comparison.folder}", flush=True)
 
 

@@ -28,7 +28,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import atomic_write, fingerprint
+from analysis.records.files import LOCK
 from llm_runs import data, guards, labelling, models, processes, reference, rewards, sampling, sft, texts
+from llm_runs.checkpoints import clear_checkpoints
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
@@ -261,7 +263,7 @@ class Experiment:
         losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard)
         processes.by_first(lambda: atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode()))
         models.save(model, self.tokenizer, self.out / "reference")
-        processes.by_first(lambda: sft.clear_checkpoints(checkpoints))
+        processes.by_first(lambda: clear_checkpoints(checkpoints))
         return losses
 
     def _fine_tuned_on(self, pairs: StoredPairs) -> StoredPairs:
@@ -644,7 +646,9 @@ def _checksums(kept: Path, stats: Mapping[str, list[int]]) -> dict[str, str]:
 def _nothing_made(out: Path) -> bool:
     """Whether the folder holds nothing that depends on data: the configuration alone, and maybe the random model."""
     read = (out / "data" / REPORT).is_file()
-    return all(entry.name in ("config.json", "model") or (entry.name == "data" and not read) for entry in out.iterdir())
+    return all(
+        entry.name in ("config.json", "model", LOCK) or (entry.name == "data" and not read) for entry in out.iterdir()
+    )
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

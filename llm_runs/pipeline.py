@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 import objectives
-from analysis.records import atomic_write, fingerprint, is_complete, read_run, write_run
+from analysis.records import RecordError, atomic_write, fingerprint, is_complete, read_run, write_run
+from analysis.records.locks import end_with_parent
 from llm_runs import (
     assets,
     benchmarks,
@@ -89,18 +90,33 @@ def _in_turn(title: str, kind: str, run: Callable[[], str | None]) -> Step:
 
 
 def train(experiment: Experiment, one: Training) -> str | None:
-    """Train one objective on one label set, evaluating on the way, and write its record; None if it is there already."""
-    config = experiment.config
+    """Train one objective on one label set, evaluating on the way, and write its record; None if it is there already.
+
+    Raises:
+        LockError: another process is training it.
+    """
     folder = experiment.out / "runs" / one.slug
+    with processes.sole(folder):
+        return _train(experiment, one, folder)
+
+
+def _train(experiment: Experiment, one: Training, folder: Path) -> str | None:
+    config = experiment.config
     objective = resolve(experiment, objectives.parse(one.objective))
     pairs = experiment.pairs(one.labels, "training")
     settings = _settings(config, one, objective, pairs) | experiment.data_summary
+    collected = folder / "unfinished"
+
+    def clear() -> None:
+        shutil.rmtree(collected, ignore_errors=True)
+        training.clear_checkpoints(folder)
+
     if is_complete(folder, settings):
+        processes.by_first(clear)  # in case it was killed between writing and clearing
         return _delivered(experiment, one, folder)
     last = config.training.steps
     whole = {*config.evaluation.at, last} - {0}
     steps = sorted(whole | _likelihood_steps(config))
-    collected = folder / "unfinished"
 
     def evaluate(model: PreTrainedModel, step: int) -> None:
         if step not in whole:
@@ -161,8 +177,7 @@ def train(experiment: Experiment, one: Training) -> str | None:
             device=device_name(experiment.device),
             extra={"pairs": len(pairs), "samples": experiment.sampled_with, "processes": processes.size()},
         )
-        shutil.rmtree(collected, ignore_errors=True)
-        training.clear_checkpoints(folder)
+        clear()
 
     processes.barrier()  # all have read what is deleted now
     processes.by_first(record)
@@ -209,7 +224,15 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
     """Evaluate any model on the run's held-out data and benchmarks; writes a record of kind "llm_evaluation".
 
     Step 0 is the run's reference, whose evaluation (stage "before") must be there; step 1 is the model.
+
+    Raises:
+        LockError: another process is evaluating it.
     """
+    with processes.sole(experiment.out / "evaluations" / name_of(source)):
+        return _evaluate_model(experiment, source)
+
+
+def _evaluate_model(experiment: Experiment, source: str) -> Path:
     config = experiment.config
     labels = experiment.label_sets[0]
     resolved = models.prepare(_named(config, source), experiment.out / "model")
@@ -362,6 +385,14 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
         "cost_steps": steps,
     }
     del settings["objectives"], settings["labels"], settings["training_seeds"], settings["online"]
+    with processes.sole(folder):
+        return _measured_cost(experiment, objective, kind, steps, folder, settings)
+
+
+def _measured_cost(
+    experiment: Experiment, objective: str, kind: str, steps: int, folder: Path, settings: dict[str, Any]
+) -> str | None:
+    config = experiment.config
     if is_complete(folder, settings):
         return None
     _ = (
@@ -399,6 +430,7 @@ def _measure(
 ) -> None:
     from dataclasses import replace
 
+    end_with_parent()
     experiment = Experiment(config, out)
     objective = resolve(experiment, objectives.parse(text))
     needs = objective.needs
@@ -497,7 +529,7 @@ def _keep(folder: Path, step: int, frame: pd.DataFrame, texts: pd.DataFrame) -> 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """A table that belongs to an unfinished run, whole or not at all."""
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    frame.to_parquet(buffer, index=False, write_page_checksum=True)
     atomic_write(path, buffer.getvalue())
 
 
@@ -506,8 +538,11 @@ def _write_by_first(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What `write_table` wrote."""
-    return pd.read_parquet(path)
+    """What `write_table` wrote. RecordError where it is missing or damaged."""
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        raise RecordError(path, f"cannot be read ({error}); delete it, and give the command again") from error
 
 
 def summary(frame: pd.DataFrame, last: int) -> str:

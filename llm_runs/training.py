@@ -37,6 +37,7 @@ from transformers import (
 import objectives
 from analysis.records import atomic_write, fingerprint
 from llm_runs import failures, guards, kernels, memory, processes, reporting, sharding
+from llm_runs.checkpoints import KeepLastGood, keep_good_checkpoint, last_checkpoint
 from llm_runs.config import LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.global_batch import gathered, rows
@@ -54,7 +55,6 @@ from llm_runs.packing import Rows
 from llm_runs.progress import show_progress
 from llm_runs.reference import ReferenceLogps
 from llm_runs.scoring import Scorer
-from llm_runs.sft import last_checkpoint
 from llm_runs.vocabulary_head import TokenScores
 
 Evaluate = Callable[[PreTrainedModel, int], None]
@@ -175,7 +175,7 @@ def train(
         data_collator=lambda items: items[0],
         processing_class=tokenizer,
         callbacks=[
-            failures.KeepLastGood(checkpoints),
+            KeepLastGood(checkpoints),
             steps := _Steps(evaluate, evaluate_at, scorer),
             *(reporting.callbacks(config.report_to, out) if processes.is_first() else ()),
         ],
@@ -330,7 +330,7 @@ class _PreferenceTrainer(sharding.ShardedTrainer):
             self.out / f"process-{number}" if number else self.out, inputs, examples, about, self.processing_class
         )
         processes.barrier()
-        kept = failures.keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
+        kept = keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
         return TrainingError(
             f"training stopped at step {step} of {self.objective.label}: {reason}. {kept}; the batch is in {path}. "
             "Lower training.learning_rate, or look at the objective's hyper-parameters"

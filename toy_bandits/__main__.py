@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.records import RecordError, is_complete, write_run
+from analysis.records import RecordError, is_complete, sole, write_run
 from objectives import ObjectiveError
 from objectives.domains import unknown_name
 from toy_bandits.errors import BanditError
@@ -57,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if hasattr(chosen, "handler"):
-            return int(chosen.handler(chosen))
+            out = (
+                getattr(chosen, "out", None) if chosen.command != "loop" else None
+            )  # a loop has a folder of its own there
+            with sole(out) if out is not None else contextlib.nullcontext():
+                return int(chosen.handler(chosen))
         if chosen.command == "list":
             for name, experiment in EXPERIMENTS.items():
                 print(f"{name:<18} {experiment.claim}")
@@ -76,18 +81,19 @@ def _run(experiments: list[Experiment], out: Path, again: bool) -> int:
     for experiment in bar:
         bar.set_description(experiment.name)
         folder = out / experiment.name
-        if not again and is_complete(folder, experiment.config()):
-            tqdm.write(f"{experiment.name}: already complete in {folder}")
-            continue
-        results = experiment.results()
-        write_run(
-            folder,
-            kind="bandit",
-            id=f"bandit/{experiment.name}",
-            config=experiment.config(),
-            seeds={"data": experiment.config().get("seed", 0)},
-            tables={"results": results},
-        )
+        with sole(folder):
+            if not again and is_complete(folder, experiment.config()):
+                tqdm.write(f"{experiment.name}: already complete in {folder}")
+                continue
+            results = experiment.results()
+            write_run(
+                folder,
+                kind="bandit",
+                id=f"bandit/{experiment.name}",
+                config=experiment.config(),
+                seeds={"data": experiment.config().get("seed", 0)},
+                tables={"results": results},
+            )
         tqdm.write(f"{experiment.name}: {len(results)} rows in {folder}")
     return 0
 

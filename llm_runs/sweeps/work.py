@@ -15,8 +15,9 @@ from typing import Any
 
 import submitit
 
+from analysis.records.locks import SWITCH, locked
 from llm_runs.errors import InputError
-from llm_runs.sweeps.states import Folder, State, Task, alive, locked
+from llm_runs.sweeps.states import Folder, State, Task, alive
 
 
 class Job:
@@ -56,6 +57,8 @@ class _Worker:
         plan = self.folder.plan()
         self.tasks: dict[str, Task] = plan["tasks"]
         self.locks: bool = plan["locks"]
+        if not self.locks:
+            os.environ[SWITCH] = "1"  # for the folders of the runs, too
         self._experiments: dict[str, Any] = {}
 
     def run(self, name: str) -> bool:

@@ -20,14 +20,16 @@ import math
 import os
 import platform
 import re
-import secrets
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from analysis.records.files import RecordError, atomic_write, make_folder, os_errors, stage, sync_folder
+
+if TYPE_CHECKING:
+    import pandas as pd  # loaded where tables are: not for those who only lock and look
 
 FORMAT_VERSION = 1
 MANIFEST = "run.json"
@@ -47,15 +49,6 @@ _VERSIONED_PACKAGES = (
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # A folder with one of these and no manifest is an interrupted run, worth a line; other Parquet files are somebody's data.
 _RUN_TABLES = ("results.parquet", "metrics.parquet", "evaluations.parquet")
-
-
-class RecordError(ValueError):
-    """A record cannot be written or read. The message names the file and the reason."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{self.path}: {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +96,8 @@ class Run:
         path = _table_path(self.folder, name)
         content = _read_bytes(path)
         _verify(path, hashlib.sha256(content).hexdigest(), self.manifest["tables"][name]["sha256"])
+        import pandas as pd
+
         try:
             return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
         except Exception as error:  # pyarrow raises several unrelated types on a malformed file
@@ -139,15 +134,14 @@ def write_run(
     """
     folder = Path(folder)
     manifest_path = folder / MANIFEST
-    with _os_errors(folder, "cannot make the folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     staged: dict[Path, Path] = {}  # final path -> temporary path; all complete before the first rename
     try:
         entries = {}
         for name, frame in tables.items():
             path = _table_path(folder, name)
             content = _parquet_bytes(path, frame)
-            staged[path] = _stage(path, content)
+            staged[path] = stage(path, content)
             entries[name] = {
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "rows": len(frame),
@@ -171,11 +165,11 @@ def write_run(
             "extra": extra or {},
         }
         text = json.dumps(_plain(manifest, manifest_path), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        staged[manifest_path] = _stage(manifest_path, text.encode())  # last in, last renamed
+        staged[manifest_path] = stage(manifest_path, text.encode())  # last in, last renamed
         for path, temporary in staged.items():
-            with _os_errors(path, "cannot be written"):
+            with os_errors(path, "cannot be written"):
                 temporary.replace(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
@@ -258,29 +252,6 @@ def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bo
     return bool(run.manifest["config"] == _plain(config, folder / MANIFEST))
 
 
-def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
-    """Write a file whole or not at all: temporary file in the same folder, fsync, rename. Folders are made as needed.
-
-    Args:
-        path: the file.
-        content: its bytes, or a function that writes them into the open binary file it is given.
-
-    Raises:
-        RecordError: the file system refused; a file that was there before is left as it was.
-    """
-    path = Path(path)
-    with _os_errors(path, "cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _stage(path, content)
-    try:
-        with _os_errors(path, "cannot be written"):
-            temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def fingerprint(value: Any) -> str:
     """sha256, in hexadecimal: of a file's bytes for a ``Path``, of ``bytes`` as they are, else of the canonical JSON.
 
@@ -304,13 +275,13 @@ def code_version() -> dict[str, str | bool | None]:
     """The code that runs: ``commit`` and ``dirty`` when it is a git checkout (else None), and the package's ``version``."""
     commit = dirty = None
     source = Path(__file__).resolve()
-    root = source.parent.parent
+    root = source.parent.parent.parent
     # An installed package may lie inside somebody else's checkout: only a tree that tracks this very file counts.
     if _git(root, "ls-files", "--error-unmatch", str(source)) is not None:
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--untracked-files=no")
         dirty = None if changes is None else bool(changes)
-    distributions = importlib.metadata.packages_distributions().get(__package__ or "analysis", [])
+    distributions = importlib.metadata.packages_distributions().get("analysis", [])
     version = importlib.metadata.version(distributions[0]) if distributions else None
     return {"commit": commit, "dirty": dirty, "version": version}
 
@@ -367,41 +338,6 @@ def _parquet_bytes(path: Path, frame: pd.DataFrame) -> bytes:
     except Exception as error:  # pyarrow raises several unrelated types on what it cannot store
         raise RecordError(path, f"the table cannot be stored as Parquet ({error})") from error
     return buffer.getvalue()
-
-
-def _stage(path: Path, content: bytes | Callable[[BinaryIO], object]) -> Path:
-    """Write ``content``, synced to disk, into a new temporary file beside ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with _os_errors(path, "cannot be written"), temporary.open("xb") as handle:
-            if callable(content):
-                content(handle)
-            else:
-                handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` durable, where the platform can sync a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _os_errors(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RecordError(path, f"{what} ({error.strerror or error}); earlier results are left as they were") from error
 
 
 def _read_bytes(path: Path) -> bytes:
