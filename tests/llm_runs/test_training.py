@@ -29,7 +29,7 @@ from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.microbatches import Microbatches
 from llm_runs.models import tiny_random
 from llm_runs.reference import ReferenceLogps, model_fingerprint
-from llm_runs.sft import last_checkpoint
+from llm_runs.checkpoints import last_checkpoint
 from llm_runs.training import TrainingError, train
 
 VOCABULARY = 50
