@@ -73,7 +73,7 @@ _GOALS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 1 where what was verified does not reproduce, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     from llm_runs import processes
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             quiet()
         with processes.together():
-            options.command(options)
+            status = options.command(options)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to continue", file=sys.stderr)
         return 130
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, processes.Stopped) or processes.speaks_here():
             print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return int(status or 0)
 
 
 def _is_ours(error: ValueError) -> bool:
@@ -216,6 +216,14 @@ def _parser() -> argparse.ArgumentParser:
         help="with --prompts: vader, classifier (see reward.model), or the reward.npz of a run (default: none)",
     )
     evaluate.set_defaults(command=_evaluate)
+
+    verify = commands.add_parser(
+        "verify",
+        help="do a part of a finished training again and compare; `python -m analysis verify` does this and more",
+    )
+    verify.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, in its experiment's folder")
+    verify.add_argument("--steps", type=int, default=2, metavar="N", help="training steps (default 2; 0: none)")
+    verify.set_defaults(command=_verify)
     return parser
 
 
@@ -377,6 +385,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
         account.carry_out([*pipeline.plan(experiment, "before"), last], begin=release)
     print(f"next: python -m analysis evaluation {options.out}", flush=True)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from llm_runs import verify
+
+    return int(not verify.verify(options.folder, options.steps, lambda line: print(line, flush=True)))
 
 
 def _join(config: RunConfig, options: argparse.Namespace) -> None:

@@ -114,7 +114,9 @@ class Experiment:
     def base(self) -> str:
         """Where the pretrained model is loaded from."""
         sample_texts = (text.text for text in self._pool[:2000])
-        return models.prepare(self.config.model, self.out / "model", sample_texts, self.config.seed)
+        return models.prepare(
+            self.config.model, self.out / "model", sample_texts, self.config.seed_of("initialisation")
+        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -156,7 +158,7 @@ class Experiment:
             self.tokenizer,
             self.context,
             folder=self.out / "data",
-            seed=derived_seed(self.config.seed, "held out"),
+            seed=derived_seed(self.config.seed_of("splits"), "held out"),
             chat_template=self.config.model.chat_template,
         )
         print(data.save(loaded, self.config.data, self.out / "data", training, held_out), flush=True)
@@ -179,7 +181,7 @@ class Experiment:
             sizes["reward"] = data.reward_texts
         if self.config.sft.steps:
             sizes["sft"] = data.sft_texts
-        return texts.split(self._pool, sizes, derived_seed(self.config.seed, "texts"))
+        return texts.split(self._pool, sizes, derived_seed(self.config.seed_of("splits"), "texts"))
 
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
@@ -211,7 +213,7 @@ class Experiment:
         """Token ids of texts of another domain: "evaluation", and "pretraining" for objectives with that term."""
         config = self.config
         pool = texts.read(config.data.other_text)
-        shuffled = texts.split(pool, {}, derived_seed(config.seed, "other texts"))["rest"]
+        shuffled = texts.split(pool, {}, derived_seed(config.seed_of("splits"), "other texts"))["rest"]
         tokens = config.evaluation.other_text_tokens
         windows = [tuple(self.tokenizer(text.text).input_ids[:tokens]) for text in shuffled[: 4 * config_texts(config)]]
         usable = [window for window in windows if len(window) > 1]
@@ -258,7 +260,7 @@ class Experiment:
         else:
             samples = sft.windows(self.split_texts["sft"], self.tokenizer, config.sequence_tokens)
         checkpoints = self.out / "sft"
-        seed = derived_seed(self.config.seed, "sft") % 2**32
+        seed = derived_seed(self.config.seed_of("fine_tuning"), "sft") % 2**32
         shard = self.config.training.sharding
         losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard)
         processes.by_first(lambda: atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode()))
@@ -271,7 +273,7 @@ class Experiment:
         count = self.config.sft.steps * self.config.sft.batch_size
         if len(pairs) <= count:
             return pairs
-        draw = np.random.default_rng(derived_seed(self.config.seed, "sft", "pairs"))
+        draw = np.random.default_rng(derived_seed(self.config.seed_of("fine_tuning"), "sft", "pairs"))
         return pairs.take(draw.choice(len(pairs), count, replace=False))
 
     def load(self, source: str | Path) -> PreTrainedModel:
@@ -337,7 +339,7 @@ class Experiment:
                         self.tokenizer,
                         self._wanted_samples()[name],
                         max_tokens=self.config.data.completion_tokens,
-                        seed=derived_seed(self.config.seed, "samples", name),
+                        seed=derived_seed(self.config.seed_of("sampling"), "samples", name),
                         config=self.config.sampling if "pairs" in name else self._exact,
                         key=key,
                     )
@@ -382,9 +384,14 @@ class Experiment:
             return self.unlabelled[side]
         path = self.pairs_path(labels, side)
         if not path.is_file():
-            seed = derived_seed(labels.seed, "labels", side)
-            labelling.write_pairs(path, labelling.label(self.unlabelled[side], labels.temperature, seed))
+            labelling.write_pairs(path, self.labelled(labels, side))
         return labelling.read_pairs(path)
+
+    def labelled(self, labels: LabelSet, side: str) -> list[TokenPair]:
+        """The pairs of one side with labels drawn now."""
+        assert labels.temperature is not None
+        seed = derived_seed(self.config.seed_of("labels", labels.seed), "labels", side)
+        return labelling.label(self.unlabelled[side], labels.temperature, seed)
 
     # -- other kinds of preferences ------------------------------------------------------------------------------
 

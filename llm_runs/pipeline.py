@@ -104,7 +104,7 @@ def _train(experiment: Experiment, one: Training, folder: Path) -> str | None:
     config = experiment.config
     objective = resolve(experiment, objectives.parse(one.objective))
     pairs = experiment.pairs(one.labels, "training")
-    settings = _settings(config, one, objective, pairs) | experiment.data_summary
+    settings = settings_of(config, one, objective, pairs) | experiment.data_summary
     collected = folder / "unfinished"
 
     def clear() -> None:
@@ -129,23 +129,9 @@ def _train(experiment: Experiment, one: Training, folder: Path) -> str | None:
         processes.by_first(lambda: _keep(collected, step, *tables))
 
     model = experiment.load_reference()
-    needs = objective.needs
+    given = _given(experiment, one, objective)
     metrics = training.train(
-        model,
-        objective,
-        pairs,
-        reference=lambda: experiment.reference_logps_for(objective),
-        references=experiment.other_references(objective),
-        reference_samples=experiment.samples("reference") if "reference_samples" in needs else (),
-        candidates=experiment.candidates_for(objective),
-        unpaired=experiment.unpaired_for(objective),
-        pretraining=experiment.other_texts["pretraining"] if "pretraining" in needs else (),
-        config=config.training,
-        seed=one.labels.seed,
-        out=folder,
-        evaluate=evaluate,
-        evaluate_at=steps,
-        tokenizer=experiment.tokenizer,
+        model, objective, pairs, config=config.training, out=folder, evaluate=evaluate, evaluate_at=steps, **given
     )
     if config.training.save_model or config.training.push_to_hub:
         models.save(model, experiment.tokenizer, folder / "model")
@@ -166,12 +152,7 @@ def _train(experiment: Experiment, one: Training, folder: Path) -> str | None:
             kind="llm",
             id=f"{config.name}/{one.slug}",
             config=settings,
-            seeds={
-                "data": config.seed,
-                "sampling": config.seed,
-                "labels": one.labels.seed,
-                "training": one.labels.seed,
-            },
+            seeds=config.seeds_of(one.labels.seed),
             tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
             data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
             device=device_name(experiment.device),
@@ -183,6 +164,35 @@ def _train(experiment: Experiment, one: Training, folder: Path) -> str | None:
     processes.by_first(record)
     delivered = _delivered(experiment, one, folder)
     return summary(evaluations, last) + (f"; {delivered}" if delivered else "")
+
+
+def _given(experiment: Experiment, one: Training, objective: objectives.Objective) -> dict[str, Any]:
+    """What `training.train` is given of a run's data, and its seeds."""
+    config, needs = experiment.config, objective.needs
+    return {
+        "reference": lambda: experiment.reference_logps_for(objective),
+        "references": experiment.other_references(objective),
+        "reference_samples": experiment.samples("reference") if "reference_samples" in needs else (),
+        "candidates": experiment.candidates_for(objective),
+        "unpaired": experiment.unpaired_for(objective),
+        "pretraining": experiment.other_texts["pretraining"] if "pretraining" in needs else (),
+        "seed": config.seed_of("order", one.labels.seed),
+        "adapters_seed": config.seed_of("initialisation", one.labels.seed),
+        "tokenizer": experiment.tokenizer,
+    }
+
+
+def first_steps(experiment: Experiment, one: Training, folder: Path, steps: int) -> pd.DataFrame:
+    """The metrics of the first steps of a training, made anew in another folder; nothing of the run is changed."""
+    from dataclasses import replace
+
+    objective = resolve(experiment, objectives.parse(one.objective))
+    config = replace(experiment.config.training, save_every=0, report_to=())
+    pairs = experiment.pairs(one.labels, "training")
+    given = _given(experiment, one, objective)
+    return training.train(
+        experiment.load_reference(), objective, pairs, config=config, out=folder, stop_after=steps, **given
+    )
 
 
 def _likelihood_steps(config: RunConfig) -> set[int]:
@@ -254,7 +264,7 @@ def _evaluate_model(experiment: Experiment, source: str) -> Path:
             kind="llm_evaluation",
             id=f"{config.name}/evaluation/{folder.name}",
             config=config.to_dict() | {"evaluated": source},
-            seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
+            seeds=config.seeds_of(labels.seed),
             tables={
                 "evaluations": pd.concat([*earlier, frame], ignore_index=True),
                 "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
@@ -384,7 +394,8 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
         "reference": kind,
         "cost_steps": steps,
     }
-    del settings["objectives"], settings["labels"], settings["training_seeds"], settings["online"]
+    for key in ("objectives", "labels", "training_seeds", "online", *(() if config.own_seeds else ("seeds",))):
+        del settings[key]
     with processes.sole(folder):
         return _measured_cost(experiment, objective, kind, steps, folder, settings)
 
@@ -488,16 +499,18 @@ def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = 
         **data,
         max_tokens=experiment.config.data.completion_tokens,
         config=config,
-        seed=derived_seed(experiment.config.seed, "evaluation"),
+        seed=derived_seed(experiment.config.seed_of("sampling"), "evaluation"),
         second_reward=experiment.second_reward,
     )
 
 
-def _settings(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
+def settings_of(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
     """What a training's record says it depended on."""
     settings = config.to_dict()
     for key in ("objectives", "training_seeds", "cost_steps", "name", "online"):
         del settings[key]
+    if not config.own_seeds:  # said by `seed` and `training_seed`
+        del settings["seeds"]
     for key in DELIVERY:
         del settings["training"][key]
     settings["objective"] = _objective(objective, one.objective)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from analysis.records import RecordError, is_complete, sole, write_run
 from objectives import ObjectiveError
 from objectives.domains import unknown_name
+from toy_bandits import verify
 from toy_bandits.errors import BanditError
 from toy_bandits.experiments import EXPERIMENTS, Experiment
 from toy_bandits.frontiers import command as frontiers_command
@@ -34,7 +35,7 @@ A finished experiment is skipped when the command is run again; --again makes it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 on success, 2 on bad input."""
+    """Run the command line; 0 on success, 1 where what was verified does not reproduce, 2 on bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m toy_bandits",
         description="Preference objectives in tabular bandits, solved exactly.",
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     run.add_argument("--out", type=Path, required=True, help="folder; each experiment writes a folder of its own in it")
     run.add_argument("--again", action="store_true", help="make finished experiments anew")
-    subcommands = (worlds_command, loops_command, frontiers_command, profile_command, leaderboard_command)
+    subcommands = (worlds_command, loops_command, frontiers_command, profile_command, leaderboard_command, verify)
     for command in subcommands:
         command.add_parser(commands)
     chosen = parser.parse_args(arguments)

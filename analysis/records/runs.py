@@ -1,6 +1,6 @@
 """Run records: one folder per run, ``run.json`` beside tidy Parquet tables; written whole or not at all, verified when read.
 
-    FOLDER/run.json          manifest: format, kind, id, config, seeds, versions, times, and a sha256 of every table
+    FOLDER/run.json          manifest: format, kind, id, config, seeds, versions, times, and a sha256 of every table and of itself
     FOLDER/<table>.parquet   tidy tables (``results`` for bandits; ``metrics``, ``evaluations``, ``samples`` for language models)
 
 All tables are first written in full under temporary names, then renamed, ``run.json`` last. A full disk or an
@@ -164,7 +164,7 @@ def write_run(
             "tables": entries,
             "extra": extra or {},
         }
-        text = json.dumps(_plain(manifest, manifest_path), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _manifest_text(_plain(manifest, manifest_path))
         staged[manifest_path] = stage(manifest_path, text.encode())  # last in, last renamed
         for path, temporary in staged.items():
             with os_errors(path, "cannot be written"):
@@ -232,8 +232,7 @@ def copy_run(run: Run, folder: str | os.PathLike[str], without: Collection[str] 
         content = _read_bytes(_table_path(run.folder, name))
         _verify(_table_path(run.folder, name), hashlib.sha256(content).hexdigest(), entry["sha256"])
         atomic_write(_table_path(folder, name), content)
-    manifest = json.dumps({**run.manifest, "tables": kept}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return atomic_write(folder / MANIFEST, manifest.encode()).parent
+    return atomic_write(folder / MANIFEST, _manifest_text({**run.manifest, "tables": kept}).encode()).parent
 
 
 def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bool:
@@ -315,7 +314,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in manifest["tables"].items():
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise RecordError(path, f"is damaged: table {name!r} has no checksum")
+    if manifest.get("sha256", _digest(manifest)) != _digest(manifest):  # records of earlier versions have none
+        raise RecordError(path, "is damaged: it is not what was written (wrong checksum); make the run again")
     return manifest
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """A manifest as it is written: with its own checksum."""
+    return json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """The checksum of a manifest, itself left out."""
+    return fingerprint({key: value for key, value in manifest.items() if key != "sha256"})
 
 
 def _table_path(folder: Path, name: str) -> Path:

@@ -111,7 +111,7 @@ def _run(experiment: Experiment, method: str, folder: Path) -> str | None:
         kind="llm",
         id=f"{config.name}/{folder.name}",
         config=settings,
-        seeds={"data": config.seed, "sampling": config.seed, "online": bench.labels.seed},
+        seeds=config.seeds_of(bench.labels.seed) | {"online": bench.labels.seed},
         tables=tables,
         device=pipeline.device_name(experiment.device),
         extra={"samples": experiment.sampled_with, "rollouts": {"engine": engine, "version": engines.version(engine)}},
@@ -210,6 +210,8 @@ def _settings(bench: Bench, method: str) -> dict[str, Any]:
     settings = config.to_dict()
     for key in ("objectives", "training_seeds", "cost_steps", "name", "online"):
         del settings[key]
+    if not config.own_seeds:
+        del settings["seeds"]
     for key in DELIVERY:
         del settings["training"][key]
     own = hyperparameters(config, method)

@@ -64,16 +64,19 @@ class Task:
     def make(self, out: Path) -> None:
         """Measure and record. An objective that breaks in a diagnostic has no score there, and the reason."""
         began = time.process_time()
-        rows = [*self._scores(), *self._choices()]
         write_run(
             self.folder(out),
             kind="bandit",
             id=f"bandit/scores/{self.name}",
             config=self.config,
             seeds={"data": 0},
-            tables={"results": pd.DataFrame(rows, columns=list(COLUMNS))},
+            tables={"results": self.results()},
             extra={"cpu_seconds": time.process_time() - began},
         )
+
+    def results(self) -> pd.DataFrame:
+        """The rows of the record, with `COLUMNS`."""
+        return pd.DataFrame([*self._scores(), *self._choices()], columns=list(COLUMNS))
 
     def _scores(self) -> Iterator[tuple[Any, ...]]:
         chosen = [DIAGNOSTICS[name] for name in self.diagnostics]
