@@ -22,7 +22,7 @@ examples:
   python -m analysis verify out/bandits/determinism                       solved again, every row
   python -m analysis verify out                                           every run below
 
-Each line begins with ok, note or FAIL. Another version of a package, or another device, is a note: results may then differ in the last bits.
+Each line begins with ok, note or FAIL. Another version of a package, or another device, is a note: results may differ in the last bits.
 Exit code: 0 all reproduce, 1 some do not, 2 bad input.
 """
 PRODUCERS = {"bandit": "toy_bandits", "llm": "llm_runs", "llm_evaluation": "llm_runs", "llm_cost": "llm_runs"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -88,16 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to continue", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-            raise
-        print(f"error: no room on the disk ({error}); free some and give the same command again", file=sys.stderr)
-        return 2
     except ValueError as error:
         if not _is_ours(error):
             raise
         if not isinstance(error, processes.Stopped) or processes.speaks_here():
             print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        from llm_runs.errors import of_the_machine
+
+        if not (words := of_the_machine(error)):
+            raise
+        print(f"error: {words}", file=sys.stderr)
         return 2
     return int(status or 0)
 

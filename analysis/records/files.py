@@ -63,7 +63,7 @@ def atomic_folder(folder: str | os.PathLike[str], make: Callable[[Path], object]
     """
     folder = Path(folder)
     make_folder(folder.parent)
-    temporary = folder.with_name(_temporary_name(folder.name))
+    temporary, before = (folder.with_name(_temporary_name(folder.name)) for _ in range(2))
     try:
         with os_errors(folder, "cannot be written"):
             temporary.mkdir()
@@ -73,18 +73,18 @@ def atomic_folder(folder: str | os.PathLike[str], make: Callable[[Path], object]
                     sync_file(Path(root) / name)
                 sync_folder(Path(root))
             if replace and folder.exists():
-                folder.rename(folder.with_name(_temporary_name(folder.name)))  # and removed with what is unfinished
+                folder.rename(before)
             try:
                 temporary.rename(folder)
             except OSError:
+                if before.exists():
+                    before.rename(folder)
                 if replace or not folder.is_dir():
                     raise
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if replace:
-        for old in folder.parent.glob(f".{folder.name}.*.tmp"):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
     return folder
 
 

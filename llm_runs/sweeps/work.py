@@ -68,11 +68,11 @@ class _Worker:
             if folder.done(task):
                 return True
             before = folder.state(name)
-            began, cpu = time.time(), time.process_time()
+            began, start, cpu = time.time(), time.monotonic(), time.process_time()
             attempts = before.attempts + 1 if before and before.key == task.key else 1
 
             def note(state: str, said: str) -> None:
-                spent = time.time() - began, time.process_time() - cpu
+                spent = time.monotonic() - start, time.process_time() - cpu  # whatever happens to the clock
                 about = (socket.gethostname(), os.getpid(), _job_id(), began, *spent, attempts, task.parts)
                 folder.set_state(name, State(state, task.key, said, *about))
 
