@@ -312,6 +312,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("status") != "complete":
         raise RecordError(path, f"the run did not finish (status {manifest.get('status')!r})")
     for name, entry in manifest["tables"].items():
+        _table_path(folder, name)
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise RecordError(path, f"is damaged: table {name!r} has no checksum")
     if manifest.get("sha256", _digest(manifest)) != _digest(manifest):  # records of earlier versions have none

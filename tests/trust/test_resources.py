@@ -322,7 +322,7 @@ def test_a_download_keeps_its_temporary_files_in_the_cache(monkeypatch: pytest.M
 
     monkeypatch.setenv("PREFERENCE_OBJECTIVES_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(subprocess, "run", pip)
-    with pytest.raises(assets.AssetError, match="no room on the disk of .*PREFERENCE_OBJECTIVES_HOME"):
+    with pytest.raises(assets.AssetError, match=r"no room on the disk of .*PREFERENCE_OBJECTIVES_HOME"):
         assets.fetch("vader")
     assert seen["TMPDIR"].startswith(str(tmp_path / "home"))
     assert json.dumps([path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]) == "[]"
