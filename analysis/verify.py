@@ -7,13 +7,11 @@ What is done again is the producer's to do, so it is asked, as a command of its 
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from analysis.records import MANIFEST, RecordError, Run, code_version, package_versions, read_run
+from analysis.records import MANIFEST, RecordError, elsewhere, read_run
 
 EXAMPLES = """\
 examples:
@@ -62,8 +60,10 @@ def _verify(folder: Path, steps: int) -> bool:
         print(f"FAIL record: {error}", flush=True)
         return _verdict(False)
     print(f"ok   record: {', '.join(run.tables)} and {MANIFEST} are what was written", flush=True)
-    for line in versions(run):
+    for line in elsewhere(run):
         print(f"note {line}", flush=True)
+    if (run.manifest.get("code") or {}).get("dirty"):
+        print("note version: the code had changes that were not committed", flush=True)
     producer = PRODUCERS.get(run.kind)
     if producer is None:
         print(f"note a record of kind {run.kind!r} is verified by its checksums only", flush=True)
@@ -78,21 +78,3 @@ def _verify(folder: Path, steps: int) -> bool:
 def _verdict(good: bool) -> bool:
     print("reproduces" if good else "does NOT reproduce", flush=True)
     return good
-
-
-def versions(run: Run) -> list[str]:
-    """What is of another version here than when the run was made, a line each."""
-    manifest: dict[str, Any] = run.manifest
-    here: dict[str, Any] = {"python": platform.python_version(), **package_versions()}
-    then = {"python": manifest.get("python"), **(manifest.get("packages") or {})}
-    lines = [
-        f"version: {name} {then[name]} then, {here.get(name, 'none')} here"
-        for name in then
-        if then[name] != here.get(name)
-    ]
-    code, now = manifest.get("code") or {}, code_version()
-    if code.get("commit") != now["commit"]:
-        lines.append(f"version: code of commit {str(code.get('commit'))[:12]} then, {str(now['commit'])[:12]} here")
-    if code.get("dirty"):
-        lines.append("version: the code had changes that were not committed")
-    return lines

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +328,9 @@ class Experiment:
     def draw_samples(self) -> int:
         """Draw all missing samples; returns how many."""
         drawn, missing = 0, self.missing_samples()
+        for name in self._wanted_samples():
+            if name not in missing:
+                processes.by_first(partial(sampling.clear_partial, self.out / "samples" / f"{name}.jsonl"))
         if missing:
             model = self.load_reference()
             key = reference.model_fingerprint(model)

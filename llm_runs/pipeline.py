@@ -35,6 +35,7 @@ from llm_runs import (
     training,
 )
 from llm_runs.account import Step
+from llm_runs.checkpoints import clear_checkpoints
 from llm_runs.config import DELIVERY, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
@@ -322,6 +323,7 @@ def _reward(experiment: Experiment) -> str | None:
 
 def _fine_tune(experiment: Experiment) -> str | None:
     if experiment.has_reference:
+        processes.by_first(lambda: clear_checkpoints(experiment.out / "sft"))  # in case it was killed before that
         return None
     with memory.lower("sft.batch_size", experiment.config.sft.batch_size):
         losses = experiment.fine_tune()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import objectives
-from analysis.records import Run, code_version, fingerprint, package_versions, read_run
+from analysis.records import Run, elsewhere, fingerprint, read_run
 from llm_runs import pipeline
 from llm_runs.config import RunConfig
 from llm_runs.data.sources import local_files
@@ -134,7 +134,7 @@ def _steps(run: Run, experiment: Experiment, one: Training, steps: int) -> Itera
         yield False, f"steps: the record has no metrics of the first {steps} steps"
         return
     device = pipeline.device_name(experiment.device)
-    alike = device == run.manifest["device"] and _same_versions(run)
+    alike = device == run.manifest["device"] and not elsewhere(run)
     exact = experiment.device.type == "cpu" and alike
     differing = compared[compared["then"] != compared["now"]]
     what = f"steps: {compared['step'].nunique()} of them again ({compared['name'].nunique()} numbers each)"
@@ -147,13 +147,8 @@ def _steps(run: Run, experiment: Experiment, one: Training, steps: int) -> Itera
     if exact or not off.max() <= TOLERANCE:
         yield False, f"{what}: they differ: {detail}"
     else:
-        why = "on this device" if alike else f"(made on {run.manifest['device']}, or with other versions)"
+        why = "on this device" if alike else f"(made on {run.manifest['device']}, elsewhere: see the notes)"
         yield True, f"{what}: equal up to {off.max():.1g} {why}: {detail}"
-
-
-def _same_versions(run: Run) -> bool:
-    same = run.manifest.get("packages") == package_versions()
-    return same and (run.manifest.get("code") or {}).get("commit") == code_version()["commit"]
 
 
 def _joined(then: pd.DataFrame, now: pd.DataFrame, steps: int) -> pd.DataFrame:

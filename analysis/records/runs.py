@@ -156,10 +156,7 @@ def write_run(
             "seeds": seeds,
             "data_fingerprint": data_fingerprint,
             "device": device,
-            "code": code_version(),
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
+            **circumstances(),
             "times": {"written": datetime.now(UTC).isoformat(timespec="seconds")},
             "tables": entries,
             "extra": extra or {},
@@ -389,6 +386,40 @@ def _plain(value: Any, path: str | os.PathLike[str], where: str = "") -> Any:
     if callable(getattr(value, "tolist", None)):  # numpy and torch scalars and arrays
         return _plain(value.tolist(), path, where)
     raise RecordError(path, f"{where or 'the value'} is a {type(value).__name__}, which JSON cannot hold")
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What the last bits of a sum depend on besides versions: the processor's name, and how many threads share the work."""
+    name = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return {"cpu": name, "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())}
+
+
+def circumstances() -> dict[str, Any]:
+    """What made a record, in its manifest: code, packages, Python, platform, machine."""
+    return {
+        "code": code_version(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": machine(),
+    }
+
+
+def elsewhere(run: Run) -> list[str]:
+    """What of a run's circumstances is different here, a line each. None: made again, it must be the same bits."""
+    then, here = _named(run.manifest), _named(circumstances())
+    return [f"{name} {then[name]} then, {here.get(name)} here" for name in then if then[name] != here.get(name)]
+
+
+def _named(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    found = {f"version: {name}": version for name, version in (manifest.get("packages") or {}).items()}
+    found |= {f"machine: {name}": what for name, what in (manifest.get("machine") or {"cpu": "unknown"}).items()}
+    commit = str((manifest.get("code") or {}).get("commit"))[:12]
+    return found | {"version: python": manifest.get("python"), "version: code of commit": commit}
 
 
 def package_versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ if __name__ == "__main__":
 
 import pandas as pd
 from forkserver import CONTEXT
+
 from trust import points
 
 PATIENCE = 300  # seconds for one attempt
@@ -198,7 +199,7 @@ def _lasting(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name == "run.json":
         manifest = json.loads(content)
-        del manifest["times"]
+        del manifest["times"], manifest["sha256"]
         manifest["extra"].pop("cpu_seconds", None)
         for name in ("metrics",):
             manifest["tables"].get(name, {}).pop("sha256", None)
@@ -293,6 +294,33 @@ def own_data(folder: Path) -> None:
     llm("run", settings=(*SMALL[:-2], "objectives=[ipo(tau=0.1)]", *settings))(folder)
 
 
+def sweep(folder: Path) -> None:
+    """All tasks of a sweep, one after the other in this process, as one of its jobs does them."""
+    import yaml
+
+    from llm_runs.sweeps import tasks
+    from llm_runs.sweeps.spec import SweepConfig
+    from llm_runs.sweeps.states import Folder, only_command
+    from llm_runs.sweeps.work import Job
+
+    pairs = [
+        setting.partition("=") for setting in SMALL if not setting.startswith(("objectives", "training.save_model"))
+    ]
+    spec = SweepConfig(
+        config="tiny",
+        set={key: yaml.safe_load(value) for key, _, value in pairs},
+        objectives=("dpo",),
+        strengths=(0.1, 1.0),
+        data={"noisy": {}},
+    )
+    out = folder / "out"
+    planned = tasks.plan(spec, out, dry=False)
+    with only_command(Folder(out), spec.name, planned, locks=True):
+        Job(out, [task.id for task in planned])()
+    left = [task.id for task in planned if not Folder(out).done(task)]
+    _done(f"not done: {left}" if left else None)  # type: ignore[arg-type]
+
+
 def fetched(folder: Path) -> None:
     """An asset from an index of one file."""
     from llm_runs import assets
@@ -331,7 +359,7 @@ _BOARD = ("leaderboard", "dpo", "ipo", "--strengths", "2", "--only", "determinis
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("fetch", fetched, delays=False),
+        Scenario("fetch", fetched, delays=False, ignored=r"\.lock$"),  # a lock nobody holds
         Scenario("sft", llm("sft")),
         Scenario("sample", llm("sample"), start="sft"),
         Scenario("label", llm("label"), start="sample"),
@@ -340,6 +368,7 @@ SCENARIOS = {
         Scenario("run", llm("run")),
         Scenario("own data", own_data),
         Scenario("online", llm("online", config="online_tiny", settings=(*SMALL[:-1], "online.rounds=2"))),
+        Scenario("sweep", sweep, ignored=r"/sweep/"),  # states and logs
         Scenario("bandits", _Call("toy_bandits", ("run", "determinism", "strength", "ablation"))),
         Scenario("leaderboard", _Call("toy_bandits", _BOARD)),
         Scenario("loop", _Call("toy_bandits", ("loop", "rlhf_ppo", "--set", "steps=4"))),

@@ -94,8 +94,8 @@ def test_locks_that_do_not_work_are_said_and_can_be_done_without(
     ):
         pass
     monkeypatch.setenv(locks.SWITCH, "1")
-    with sole(tmp_path / "a"):
-        assert not list((tmp_path / "a").iterdir())
+    with sole(tmp_path / "b"):
+        assert not list((tmp_path / "b").iterdir())
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from analysis import verify
 from analysis.__main__ import main
-from analysis.records import read_run, write_run
+from analysis.records import package_versions, read_run, write_run
 from llm_runs import verify as llm_verify
 from llm_runs.__main__ import main as llm
 from llm_runs.labelling import read_pairs, write_pairs
@@ -38,7 +39,8 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     def called(folder: Path, *options: str) -> tuple[int, list[str]]:
         code = main(["verify", str(folder), *options])
         said = capsys.readouterr()
-        return code, (said.out + said.err).splitlines()
+        errors = [line[line.index("error: ") :] for line in said.err.splitlines() if "error: " in line]
+        return code, errors + said.out.splitlines()
 
     return called
 
@@ -139,7 +141,7 @@ def test_another_version_is_named_and_is_no_failure(copy: Path, lines: Verify) -
     (folder / "run.json").write_text(json.dumps(manifest))
     code, said = lines(folder, "--steps", "0")
     assert code == 0
-    assert f"note version: torch 1.0 then, {verify.package_versions()['torch']} here" in said
+    assert f"note version: torch 1.0 then, {package_versions()['torch']} here" in said
     assert any(line.startswith("note version: code of commit 000000000000 then") for line in said)
 
 
@@ -187,16 +189,15 @@ def test_what_is_no_run_is_said(tmp_path: Path, lines: Verify) -> None:
     assert "no run at or below it" in lines(tmp_path)[1][0]
 
 
-def test_the_shipped_records_of_bandits_are_what_was_written_and_the_command_works_from_a_shell() -> None:
-    import sys
+def test_a_shipped_record_reproduces(lines: Verify) -> None:
+    """It was made on another machine, so up to rounding."""
+    code, said = lines(Path(__file__).parents[2] / "paper_figures" / "records" / "bandits" / "ablation")
+    assert (code, failures(said)) == (0, [])
+    assert any(line.startswith("ok   rows: all 18 solved again") for line in said)
 
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis", "verify", "paper_figures/records/bandits/ablation"],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        check=False,
-    )
-    assert (done.returncode, failures(done.stdout.splitlines())) == (0, []), done.stdout + done.stderr
-    assert "rows: all 18 solved again" in done.stdout
+
+@pytest.mark.slow  # two processes that each import torch
+def test_the_command_works_from_a_shell() -> None:
+    words = [sys.executable, "-m", "analysis", "verify", "paper_figures/records/bandits/ablation"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0 and done.stdout.endswith("reproduces\n"), done.stdout + done.stderr
