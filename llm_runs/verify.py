@@ -142,7 +142,7 @@ def _steps(run: Run, experiment: Experiment, one: Training, steps: int) -> Itera
         yield True, f"{what}: the same bits"
         return
     off = (differing["then"] - differing["now"]).abs() / differing["then"].abs().clip(lower=1.0)
-    worst = differing.loc[off.idxmax()]
+    worst = differing.iloc[int(off.to_numpy().argmax())]
     detail = f"{worst['name']} at step {worst['step']} was {worst['then']:.9g}, is {worst['now']:.9g}"
     if exact or not off.max() <= TOLERANCE:
         yield False, f"{what}: they differ: {detail}"
