@@ -87,6 +87,7 @@ RIGHT = {
     "llm_runs/sampling.py: own.open": "a journal: read up to its last whole line, each batch synced",
     "llm_runs/sweeps/stages.py: (target / name).symlink_to": "one step of the system: there or not",
     "llm_runs/sweeps/work.py: path.open": "a log for people, read by nothing",
+    "llm_runs/verify.py: tempfile.mkdtemp": "where steps are made again, deleted after it",
     "llm_runs/training.py: Path('/proc/self/clear_refs').write_text": "a switch of the system",
 }
 
