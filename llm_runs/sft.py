@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from llm_runs import processes, sharding
 from llm_runs.checkpoints import KeepLastGood, last_checkpoint
@@ -87,7 +87,7 @@ def train(
         args=arguments,
         train_dataset=list(samples),
         data_collator=_collate,
-        callbacks=[KeepLastGood(checkpoints)],
+        callbacks=[KeepLastGood(checkpoints), _Saving()],
     )
     show_progress(trainer, "fine-tuning")
     if config.gradient_checkpointing:
@@ -98,6 +98,19 @@ def train(
         model.gradient_checkpointing_disable()
     model.eval()
     return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
+
+
+class _Saving(TrainerCallback):  # type: ignore[misc]
+    """Makes a training that goes on the same as one that was never interrupted.
+
+    No checkpoint after the last step: the Trainer, going on from it, would make one step more than it was asked for. And a log at every
+    checkpoint: the losses since the last log are not kept with it.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the Trainer's own rules."""
+        control.should_save &= state.global_step < state.max_steps
+        control.should_log |= control.should_save
 
 
 class _Trainer(sharding.ShardedTrainer):

@@ -355,6 +355,7 @@ def index(folder: Path) -> None:
     }
 
 
+ONLINE = ("--method", "rlhf_ppo", "iterative_dpo")
 _BOARD = ("leaderboard", "dpo", "ipo", "--strengths", "2", "--only", "determinism", "likelihood", "--workers", "1")
 SCENARIOS = {
     scenario.name: scenario
@@ -367,11 +368,14 @@ SCENARIOS = {
         Scenario("evaluate", llm("evaluate", "--model", "OUT/out/reference"), start="label"),
         Scenario("run", llm("run")),
         Scenario("own data", own_data),
-        Scenario("online", llm("online", config="online_tiny", settings=(*SMALL[:-1], "online.rounds=2"))),
+        Scenario(
+            "online",
+            llm("online", *ONLINE, config="online_tiny", settings=(*SMALL[:-1], "online.rounds=2", "online.prompts=4")),
+        ),
         Scenario("sweep", sweep, ignored=r"/sweep/"),  # states and logs
         Scenario("bandits", _Call("toy_bandits", ("run", "determinism", "strength", "ablation"))),
         Scenario("leaderboard", _Call("toy_bandits", _BOARD)),
-        Scenario("loop", _Call("toy_bandits", ("loop", "rlhf_ppo", "--set", "steps=4"))),
+        Scenario("loop", _Call("toy_bandits", ("loop", "rlhf_ppo", "--set", "iterations=4"))),
         Scenario("figures", _Call("paper_figures", ("determinism", "strength", "--records", "paper_figures/records"))),
     )
 }
