@@ -37,6 +37,7 @@ from forkserver import CONTEXT
 
 from trust import points
 
+WORK = "work"  # the folder that every attempt writes in: configurations have its path
 PATIENCE = 300  # seconds for one attempt
 _TIMES = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _VARYING = ("step_seconds", "step_cpu_seconds", "peak_memory_bytes")
@@ -120,11 +121,11 @@ def _child(call: Callable[[Path], None], folder: Path, log: Path, report: Path, 
 
 def undisturbed(scenario: Scenario, place: Path, finished: dict[str, Path]) -> tuple[Path, int, float]:
     """The finished folder of a scenario, how many places it has to be killed at, and the seconds that it took."""
-    folder = _begin(scenario, place / scenario.name, finished)
+    folder = _begin(scenario, place / WORK, finished)
     done = attempt(scenario, folder, place / f"{scenario.name}.log", fatal=None)
     said = (place / f"{scenario.name}.log").read_text()
     assert done.code == 0, f"{scenario.name} failed undisturbed\n{said[-3000:]}"
-    finished[scenario.name] = folder
+    finished[scenario.name] = folder = folder.rename(place / scenario.name)
     return folder, int(done.place), done.seconds
 
 
@@ -147,7 +148,7 @@ def chain(
 ) -> Found:
     """Kill a scenario so many times in a row, then let it end, and compare."""
     found = Found(scenario.name, chains=1)
-    folder = _begin(scenario, place / "killed", finished)
+    folder = _begin(scenario, place / WORK, finished)
     log = place / "killed.log"
     try:
         for _ in range(kills):
@@ -199,7 +200,7 @@ def _lasting(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name == "run.json":
         manifest = json.loads(content)
-        del manifest["times"], manifest["sha256"]
+        del manifest["times"], manifest["sha256"], manifest["code"]
         manifest["extra"].pop("cpu_seconds", None)
         for name in ("metrics",):
             manifest["tables"].get(name, {}).pop("sha256", None)
@@ -423,7 +424,7 @@ def carry_out(
     warm.join()
     about = {}
     for name in (name for name in SCENARIOS if name in wanted):
-        _, total, seconds = undisturbed(SCENARIOS[name], place / "undisturbed", finished)
+        _, total, seconds = undisturbed(SCENARIOS[name], place, finished)
         about[name] = total, seconds
         say(f"{name}: undisturbed in {seconds:.1f} s, {total} places to be killed at")
     results = {name: Found(name) for name in names}

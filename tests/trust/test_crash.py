@@ -53,7 +53,7 @@ def _careful(folder: Path) -> None:
 def test_the_harness_finds_a_write_that_is_not_atomic(tmp_path: Path, call: object, safe: bool) -> None:
     """At every place of a command of one write: only the careless one is found out."""
     scenario, finished = Scenario("write", call, delays=False), dict[str, Path]()  # type: ignore[arg-type]
-    _, total, seconds = crashes.undisturbed(scenario, tmp_path / "undisturbed", finished)
+    _, total, seconds = crashes.undisturbed(scenario, tmp_path, finished)
     wrong, kills = [], 0
     for place in range(total):
         draw = _At(place / total)
