@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,18 @@ def _child(call: Callable[[Path], None], folder: Path, log: Path, report: Path, 
 
 
 def undisturbed(scenario: Scenario, place: Path, finished: dict[str, Path]) -> tuple[Path, int, float]:
-    """The finished folder of a scenario, how many places it has to be killed at, and the seconds that it took."""
+    """The finished folder of a scenario, how many places it has to be killed at, and the seconds that it took; made once."""
+    known = place / f"{scenario.name}.json"
+    if known.is_file():
+        finished[scenario.name] = place / scenario.name
+        return place / scenario.name, *json.loads(known.read_text())
+    shutil.rmtree(place / WORK, ignore_errors=True)
     folder = _begin(scenario, place / WORK, finished)
     done = attempt(scenario, folder, place / f"{scenario.name}.log", fatal=None)
     said = (place / f"{scenario.name}.log").read_text()
     assert done.code == 0, f"{scenario.name} failed undisturbed\n{said[-3000:]}"
     finished[scenario.name] = folder = folder.rename(place / scenario.name)
+    known.write_text(json.dumps([int(done.place), done.seconds]))
     return folder, int(done.place), done.seconds
 
 
@@ -411,7 +417,7 @@ def carry_out(
     in_a_row: int = 6,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Found]:
-    """So many kills, spread over the named scenarios."""
+    """So many kills, spread over the named scenarios. What an earlier call did in the same place with the same seed counts."""
     index(place / "index")
     draw, finished = random.Random(seed), dict[str, Path]()
     wanted = list(names)
@@ -428,6 +434,12 @@ def carry_out(
         about[name] = total, seconds
         say(f"{name}: undisturbed in {seconds:.1f} s, {total} places to be killed at")
     results = {name: Found(name) for name in names}
+    journal = place / f"kills-{seed}.json"
+    if journal.is_file():
+        for each in json.loads(journal.read_text()):
+            results[each["name"]] = Found(**each | {"places": Counter(each["places"])})
+        draw.seed(f"{seed}, after {sum(each.kills for each in results.values())}")
+        shutil.rmtree(place / WORK, ignore_errors=True)
     while sum(each.kills for each in results.values()) < kills:
         name = min(results, key=lambda each: results[each].kills)
         some = min(in_a_row, kills - sum(each.kills for each in results.values()))
@@ -439,6 +451,7 @@ def carry_out(
         )
         so_far.places.update(found.places)
         so_far.wrong += found.wrong
+        journal.write_text(json.dumps([asdict(each) for each in results.values()]))
         say(f"{name}: {found.kills} kills, {'; '.join(found.wrong) or 'as undisturbed'}")
     return list(results.values())
 
@@ -452,7 +465,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--in-a-row", type=int, default=6, metavar="N", help="kills before a command is let go (default 6)"
     )
-    parser.add_argument("--keep", type=Path, help="folder to work in, kept (default: a temporary one)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="folder to work in, kept, and continued in (default: a temporary one)"
+    )
     chosen = parser.parse_args(arguments)
     place = chosen.keep or Path(tempfile.mkdtemp(prefix="crashes-"))
     place.mkdir(parents=True, exist_ok=True)
