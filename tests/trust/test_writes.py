@@ -83,6 +83,7 @@ RIGHT = {
     "llm_runs/models.py: tokenizer.save_pretrained": "into a folder of atomic_folder",
     "llm_runs/pipeline.py: frame.to_parquet": "into memory",
     "llm_runs/processes.py: open": "nowhere: the output of all processes but the first",
+    "llm_runs/reference.py: np.save": "into the handle of atomic_write",
     "llm_runs/rewards.py: np.savez_compressed": "into the handle of atomic_write",
     "llm_runs/sampling.py: own.open": "a journal: read up to its last whole line, each batch synced",
     "llm_runs/sweeps/stages.py: (target / name).symlink_to": "one step of the system: there or not",
