@@ -53,6 +53,7 @@ class Scenario:
         start: a scenario whose finished folder this one begins in.
         ignored: files that are not results, as a pattern of their path.
         delays: whether it may be killed after random times, too.
+        long: whether it is one of the long run's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Scenario:
     start: str | None = None
     ignored: str = r"$^"
     delays: bool = True
+    long: bool = True
 
 
 @dataclass
@@ -258,6 +260,18 @@ SMALL = (
 )
 
 
+SMALLEST = (
+    *(
+        *SMALL[:-1],
+        "objectives=[dpo(beta=0.1)]",
+        "evaluation.at=[]",
+        "evaluation.likelihoods=0",
+        "training.save_model=false",
+    ),
+    *("training.steps=2", "sft.steps=2", "evaluation.prompts=2", "evaluation.other_texts=2"),
+)
+
+
 def _done(code: int | None) -> None:
     if code:
         sys.exit(code)
@@ -374,6 +388,8 @@ SCENARIOS = {
         Scenario("train", llm("train"), start="label"),
         Scenario("evaluate", llm("evaluate", "--model", "OUT/out/reference"), start="label"),
         Scenario("run", llm("run")),
+        Scenario("small run", llm("run", settings=SMALLEST), long=False),
+        Scenario("one bandit", _Call("toy_bandits", ("run", "ablation")), long=False),
         Scenario("own data", own_data),
         Scenario(
             "online",
@@ -386,6 +402,9 @@ SCENARIOS = {
         Scenario("figures", _Call("paper_figures", ("determinism", "strength", "--records", "paper_figures/records"))),
     )
 }
+
+
+LONG = [scenario.name for scenario in SCENARIOS.values() if scenario.long]
 
 
 def table(results: Sequence[Found]) -> str:
@@ -461,7 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS), metavar="COMMAND")
+    parser.add_argument("--only", nargs="+", default=LONG, choices=list(SCENARIOS), metavar="COMMAND")
     parser.add_argument(
         "--in-a-row", type=int, default=6, metavar="N", help="kills before a command is let go (default 6)"
     )
