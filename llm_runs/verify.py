@@ -19,7 +19,7 @@ from analysis.records import Run, elsewhere, fingerprint, read_run
 from llm_runs import pipeline
 from llm_runs.config import RunConfig
 from llm_runs.data.sources import local_files
-from llm_runs.data.store import StoredPairs
+from llm_runs.data.stored import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment, Training, flat, kept_config
 from llm_runs.labelling import read_pairs
