@@ -334,6 +334,8 @@ def _table_path(folder: Path, name: str) -> Path:
 
 
 def _parquet_bytes(path: Path, frame: pd.DataFrame) -> bytes:
+    import pandas as pd
+
     buffer = io.BytesIO()
     # Numbers byte by byte, the rest by dictionary: two thirds of the size that the defaults give.
     numbers = [name for name in frame.columns if pd.api.types.is_float_dtype(frame[name])]
