@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.evidence import Evidence
-from analysis.records import RecordError
+from analysis.records import RecordError, sole
 from paper_figures.drawing import FIGURES, GROUPS, KNOWN, draw_one
 
 SHIPPED = Path(__file__).parent / "records"
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evidence = Evidence.load(records)
         for line in (*evidence.skipped, *evidence.left_out):
             print(line, file=sys.stderr)
-        return _draw(names, evidence, records, options.out)
+        with sole(options.out):
+            return _draw(names, evidence, records, options.out)
     except (RecordError, _UnknownFigure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -24,7 +24,8 @@ import pytest
 import submitit
 import yaml
 
-from analysis.records import find_runs
+from analysis.records import LockError, find_runs
+from analysis.records.locks import check_locks, locked
 from llm_runs.__main__ import main
 from llm_runs.config import RunConfig
 from llm_runs.errors import InputError
@@ -32,7 +33,7 @@ from llm_runs.strict import ConfigError
 from llm_runs.sweeps import estimate, local, stages, status, tasks
 from llm_runs.sweeps.batches import Batch, batches, runs_per_job
 from llm_runs.sweeps.spec import SweepConfig
-from llm_runs.sweeps.states import Folder, LockError, State, Task, check_locks, locked
+from llm_runs.sweeps.states import Folder, State, Task
 from llm_runs.sweeps.work import Job
 
 # Smaller still than the tiny configuration.
@@ -553,7 +554,9 @@ def test_locks_that_do_not_work_are_said(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", missing)
-    with pytest.raises(LockError, match=r"locks do not work in .*No locks available.*another file system.*--no-locks"):
+    with pytest.raises(
+        LockError, match=r"locks do not work there .*No locks available.*another file system.*--no-locks"
+    ):
         check_locks(tmp_path)
     with locked(tmp_path / "a", use=False) as held:
         assert held
