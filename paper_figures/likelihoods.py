@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting, comparable
 from analysis.statistics import mean
-from paper_figures import style
+from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C4")
@@ -56,10 +56,7 @@ def draw(evidence: Evidence) -> Drawing:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     style.letter(axes)
     used = [setting for _, settings in groups for setting in settings]
-    remarks = (
-        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
-    )
-    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+    return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
 
 
 def _settings(evidence: Evidence, labels: str) -> list[Setting]:
@@ -87,14 +84,10 @@ def _likelihood(axis: Axes, setting: Setting, metric: str) -> None:
         step: mean(values) for step in setting.steps if len(values := setting.items("held_out_pairs", metric, step))
     }
     estimates = np.array([value.estimate for value in found.values()])
-    bars = [
-        (value.estimate - value.low, value.high - value.estimate) if value.known else (0.0, 0.0)
-        for value in found.values()
-    ]
     axis.errorbar(
         list(found),
         estimates,
-        yerr=np.clip(np.array(bars).reshape(-1, 2).T, 0, None),
+        yerr=style.error_lengths(found.values()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,

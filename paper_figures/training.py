@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
 from analysis.statistics import mean
-from paper_figures import style
+from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C4")
@@ -48,10 +48,7 @@ def draw(evidence: Evidence) -> Drawing:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     style.letter(axes)
     used = [setting for _, settings in groups for setting in settings.values()]
-    remarks = (
-        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
-    )
-    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+    return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
 
 
 def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
@@ -67,16 +64,10 @@ def _measured(axis: Axes, setting: Setting, split: str, metric: str, look: style
     if not found:
         return
     estimates = np.array([value.estimate for value in found.values()])
-    bars = np.array(
-        [
-            [value.estimate - value.low, value.high - value.estimate] if value.known else [0, 0]
-            for value in found.values()
-        ]
-    ).T
     axis.errorbar(
         list(found),
         estimates,
-        yerr=np.clip(bars, 0, None),
+        yerr=style.error_lengths(found.values()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,
