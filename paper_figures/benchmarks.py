@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.claims.c6 import benchmark_changes
+from analysis.evaluations import BENCHMARK
 from analysis.evidence import LLM_COMMAND, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
-from analysis.statistics import mean
+from analysis.statistics import Interval
 from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
@@ -15,7 +14,7 @@ CLAIMS = ("C6",)
 CAPTION = (
     "Benchmarks unrelated to the preferences: change of accuracy by training on near-deterministic labels, by objective, on the same "
     "questions before and after. Of each objective the strength is shown whose reward is nearest to what DPO, IPO and MaxPO all "
-    "reach. Bars: 95 % intervals over questions; none where no answer changed."
+    "reach. Bars: 95 % intervals; none where no answer changed."
 )
 LEAST = 2.0  # percentage points to either side that are always shown: no change must not look like a large one
 
@@ -23,17 +22,23 @@ LEAST = 2.0  # percentage points to either side that are always shown: no change
 def draw(evidence: Evidence) -> Drawing:
     """One row per objective, one panel per benchmark."""
     settings = selection.matched(evidence, NEAR_DETERMINISTIC)
-    changes = {setting.label: benchmark_changes(setting) for setting in settings}
-    tasks = sorted({str(task) for found in changes.values() for task in found.index.get_level_values("task")})
+    tasks = sorted(
+        {split.removeprefix(BENCHMARK) for one in settings for split in one.splits if split.startswith(BENCHMARK)}
+    )
     if not tasks:
         raise MissingEvidence("benchmarks before and after training", LLM_COMMAND)
     width = style.SINGLE if len(tasks) == 1 else style.DOUBLE
-    figure, axes = style.panels(width, 0.85 + 0.24 * len(settings), 1, len(tasks), sharey=True, sharex=True)
+    figure, axes = style.panels(width, 0.95 + 0.24 * len(settings), 1, len(tasks), sharey=True, sharex=True)
     for axis, task in zip(axes, tasks, strict=True):
+        before = float("nan")
+        n = 0
         for place, setting in enumerate(settings):
-            _row(axis, 100 * _of_task(changes[setting.label], task), place, style.look(setting.objective))
+            metric = metric_of(setting, task)
+            if metric is not None:
+                value = selection.change(setting, f"{BENCHMARK}{task}", metric, scale=100)
+                _row(axis, value, place, style.look(setting.objective))
+                before, n = float(setting.items(f"{BENCHMARK}{task}", metric, 0).mean()), value.n
         axis.axvline(0, color=style.BLACK, linewidth=0.8)
-        before, n = _before(settings, task)
         axis.set_title(
             f"{task}\n{before:.0%} before, n = {n}" if len(tasks) > 1 else f"{task}: {before:.0%} before, n = {n}"
         )
@@ -48,25 +53,14 @@ def draw(evidence: Evidence) -> Drawing:
     return Drawing(figure, [run for setting in settings for run in setting.runs], selection.remark(settings))
 
 
-def _of_task(changes: pd.Series, task: str) -> pd.Series:
-    return changes[changes.index.get_level_values("task") == task]
+def metric_of(setting: Setting, task: str) -> str | None:
+    """The benchmark's metric: accuracy where it has one, else its first; None where it was not run."""
+    frame = setting.evaluations
+    found = sorted(str(name) for name in frame.loc[frame["split"] == f"{BENCHMARK}{task}", "metric"].unique())
+    return "acc" if "acc" in found else next(iter(found), None)
 
 
-def _before(settings: list[Setting], task: str) -> tuple[float, int]:
-    """Accuracy of the reference, and the number of questions."""
-    for setting in settings:
-        frame = setting.evaluations
-        rows = frame[(frame["split"] == f"benchmark/{task}") & (frame["step"] == 0)]
-        if len(rows):
-            first = rows[rows["metric"] == rows["metric"].iloc[0]]
-            return float(first["value"].mean()), len(first)
-    raise MissingEvidence(f"{task} before training", LLM_COMMAND)
-
-
-def _row(axis: Axes, changes: pd.Series, place: int, look: style.Look) -> None:
-    if changes.empty:
-        return
-    value = mean(changes)
+def _row(axis: Axes, value: Interval, place: int, look: style.Look) -> None:
     axis.errorbar(
         value.estimate,
         place,

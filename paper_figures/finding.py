@@ -42,7 +42,7 @@ def draw(evidence: Evidence) -> Drawing:
     model = used[0].runs[0].config["model"]["name"]
     remarks = (
         f"Strengths: β = τ = {strength:g} in (a); in (b) {', '.join(_strength(found) for found in settings.values())}. "
-        f"Model: {model}. {selection.seeds(used)}"
+        f"Model: {model}. {selection.rests_on(used)}"
     )
     return Drawing(figure, [run, *(run for setting in used for run in setting.runs)], remarks)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from analysis.overoptimisation import humps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.evidence import LLM_COMMAND, METHODS, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
-from analysis.statistics import Interval, paired_difference
+from analysis.statistics import Interval
 from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
@@ -20,6 +21,7 @@ CAPTION = (
     "near-deterministic labels. Where the second falls while the first rises, the first is being over-optimised. Bars: 95 % intervals "
     "of the end's gain."
 )
+COLUMNS = 1 + len(METHODS)  # of the legend: what marks mean, then a method each
 REWARDS = {"reward": "reward of the labels", "second_reward": "second reward"}
 
 
@@ -28,7 +30,7 @@ def draw(evidence: Evidence) -> Drawing:
     settings = {method: evidence.method(method, NEAR_DETERMINISTIC) for method in METHODS}
     handles = _handles(settings)
     figure, axes = style.panels(
-        style.DOUBLE, 2.1 + 0.16 * -(-len(handles) // 3), 1, len(METHODS), sharex=True, sharey=True
+        style.DOUBLE, 2.3 + 0.16 * len(handles) / COLUMNS, 1, len(METHODS), sharex=True, sharey=True
     )
     for axis, (method, found) in zip(axes, settings.items(), strict=True):
         look = style.look(method)
@@ -39,10 +41,19 @@ def draw(evidence: Evidence) -> Drawing:
         axis.set_title(look.label)
         axis.set_xlabel("KL(policy ‖ reference)\n[nats per completion]")
     axes[0].set_ylabel("gain over the reference [s.d.]")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=COLUMNS)
     style.letter(axes)
     used = [setting for found in settings.values() for setting in found]
-    return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
+    remarks = f"{_falls(used)} {selection.remark(used)}"
+    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+
+
+def _falls(settings: list[Setting]) -> str:
+    """For how many settings the second reward certainly rose, peaked and fell."""
+    found = humps(settings)
+    if found.empty:
+        return "Too few checkpoints to look for a peak."
+    return f"The second reward certainly rose and then fell in {int(found['over_optimised'].sum())} of {len(found)} settings."
 
 
 def gain(setting: Setting, metric: str, step: int) -> Interval:
@@ -52,10 +63,9 @@ def gain(setting: Setting, metric: str, step: int) -> Interval:
         MissingEvidence: the reward was not recorded, or does not vary.
     """
     before = setting.items("held_out_prompts", metric, 0)
-    after = setting.items("held_out_prompts", metric, step)
-    if before.empty or after.empty or not (spread := float(before.std(ddof=1))) > 0:
-        raise MissingEvidence(f"{metric} of {setting.label} before and after training", LLM_COMMAND)
-    return paired_difference(after / spread, before / spread, over="prompts")
+    if not len(before) or not (spread := float(before.std(ddof=1))) > 0:
+        raise MissingEvidence(f"{metric} of {setting.label} before training", LLM_COMMAND)
+    return selection.change(setting, "held_out_prompts", metric, step, scale=1 / spread)
 
 
 def _paths(axis: Axes, setting: Setting, look: style.Look, colour: tuple[float, float, float]) -> None:
@@ -74,16 +84,26 @@ def _paths(axis: Axes, setting: Setting, look: style.Look, colour: tuple[float, 
 
 
 def _handles(settings: dict[str, list[Setting]]) -> list[Line2D]:
-    grey = {"color": style.GREY, "marker": "o"}
-    handles = [
-        Line2D([], [], linewidth=1.5, label=REWARDS["reward"], **grey),
-        Line2D([], [], linewidth=0.8, fillstyle="none", label=REWARDS["second_reward"], **grey),
-        Line2D([], [], linestyle="none", color=style.BLACK, marker="*", markersize=8, label="reference"),
+    """Column by column, each filled up to the length of the longest."""
+    columns = [
+        [
+            Line2D([], [], color=style.GREY, marker="o", linewidth=1.5, label=REWARDS["reward"]),
+            Line2D(
+                [], [], color=style.GREY, marker="o", linewidth=0.8, fillstyle="none", label=REWARDS["second_reward"]
+            ),
+            Line2D([], [], color=style.BLACK, marker="*", linestyle="none", markersize=8, label="reference"),
+        ]
     ]
     for method, found in settings.items():
         look, names = style.look(method), selection.names(found)
-        handles += [
-            Line2D([], [], color=colour, marker=look.marker, linestyle=look.line, label=names[setting.label])
-            for setting, colour in zip(found, style.shades(look.colour, len(found)), strict=True)
-        ]
-    return handles
+        shades = style.shades(look.colour, len(found))
+        columns.append(
+            [
+                Line2D([], [], color=colour, marker=look.marker, linestyle=look.line, label=names[setting.label])
+                for setting, colour in zip(found, shades, strict=True)
+            ]
+        )
+    longest = max(map(len, columns))
+    for column in columns:
+        column += [Line2D([], [], linestyle="none", label=" ") for _ in range(longest - len(column))]
+    return [handle for column in columns for handle in column]

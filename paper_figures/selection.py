@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from analysis import seeds
 from analysis.evidence import (
+    FULL,
     LLM_COMMAND,
     METHODS,
     NEAR_DETERMINISTIC,
@@ -17,17 +19,17 @@ from analysis.evidence import (
     Setting,
     comparable,
 )
-from analysis.statistics import Interval, mean
+from analysis.statistics import Interval
 from paper_figures import style
 
 
-def label_kinds(evidence: Evidence) -> list[str]:
-    """The kinds of labels in the records, from near-deterministic to noisy.
+def label_kinds(evidence: Evidence, support: str | None = FULL) -> list[str]:
+    """The kinds of labels in the records (of pairs with this support), from near-deterministic to noisy.
 
     Raises:
-        MissingEvidence: there are no language-model runs.
+        MissingEvidence: there are no such language-model runs.
     """
-    certainty = {setting.labels: -doubt(setting) for setting in evidence.settings}
+    certainty = {one.labels: one.certainty for one in evidence.settings if support in (None, one.support)}
     if not certainty:
         raise MissingEvidence("language-model runs", LLM_COMMAND)
     ends = {NEAR_DETERMINISTIC: -1, NOISY: 1}
@@ -36,31 +38,31 @@ def label_kinds(evidence: Evidence) -> list[str]:
 
 def doubt(setting: Setting) -> float:
     """1 - p: how likely a label of the setting's pairs is to go against the better answer, on average; NaN where unknown."""
-    found = [run.config["labels"].get("mean_max_probability") for run in setting.runs]
-    known = [1.0 - float(value) for value in found if value is not None]
-    return float(np.mean(known)) if known else float("nan")
+    return 1.0 - setting.certainty
 
 
 def labels_title(settings: Sequence[Setting]) -> str:
     """ "noisy labels (T = 2)", of settings on one kind of labels."""
-    temperature = settings[0].runs[0].config["labels"].get("temperature")
-    known = f" (T = {temperature:g})" if temperature is not None else ""
+    temperature = settings[0].temperature
+    known = f" (T = {temperature:g})" if np.isfinite(temperature) else ""
     return f"{settings[0].labels.replace('_', '-')} labels{known}"
 
 
-def matched(evidence: Evidence, labels: str) -> list[Setting]:
+def matched(evidence: Evidence, labels: str, support: str = FULL) -> list[Setting]:
     """One setting of each variant of each objective, matched on reward; the three methods of the claims first.
 
-    The three are chosen by `comparable`; of any other the strength is taken whose mean reward is nearest to theirs.
+    The three are chosen by `comparable` (on full support); of any other, and on another support, the strength is taken whose mean
+    reward is nearest to theirs.
     """
     claimed = comparable(evidence, labels, METHODS)
     target = float(np.mean([_reward(setting) for setting in claimed.values()]))
     variants: dict[str, Setting] = {}
-    for setting in evidence.language_model(labels=labels):
+    for setting in evidence.language_model(labels=labels, support=support):
         best = variants.get(setting.variant)
         if best is None or abs(_reward(setting) - target) < abs(_reward(best) - target):
             variants[setting.variant] = setting
-    variants |= {setting.variant: setting for setting in claimed.values()}
+    if support == FULL:
+        variants |= {setting.variant: setting for setting in claimed.values()}
     places = {name: place for place, name in enumerate(style.order(one.objective for one in variants.values()))}
     return sorted(variants.values(), key=lambda one: (places[one.objective], one.variant))
 
@@ -88,20 +90,40 @@ def remark(settings: Sequence[Setting]) -> str:
     """Which strengths are shown and what the bars rest on, for a caption."""
     shown = names(settings)
     strengths = ", ".join(dict.fromkeys(shown[setting.label] for setting in settings))
-    return f"Shown: {strengths}. {seeds(settings)}"
+    return f"Shown: {strengths}. {rests_on(settings)}"
 
 
-def seeds(settings: Sequence[Setting]) -> str:
-    """The number of training seeds, in a sentence."""
-    least = min(len(setting.runs) for setting in settings)
-    return (
-        "One training seed: bars do not cover training noise." if least == 1 else f"Means over {least} training seeds."
-    )
+def rests_on(settings: Sequence[Setting]) -> str:
+    """The number of training seeds, and what an interval therefore covers, in a sentence."""
+    counts = {len(setting.runs) for setting in settings}
+    if counts == {1}:
+        return "One training seed: bars cover items, not training noise."
+    if 1 in counts:
+        return f"One to {max(counts)} training seeds; of one, bars cover items, not training noise."
+    return f"Means over {_range(counts)} training seeds; bars cover seeds and items."
+
+
+def _range(counts: set[int]) -> str:
+    return f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def measured(setting: Setting, split: str, metric: str, step: int | None = None) -> Interval:
-    """Mean of a measured quantity with its 95 % interval; a column that does not vary has none."""
-    return mean(setting.items(split, metric, step))
+    """Mean of a measured quantity with its 95 % interval over training seeds and items; NaN where it was not evaluated."""
+    table = setting.values(split, metric, step)
+    return seeds.interval(table.to_numpy()) if table.size else Interval(float("nan"))
+
+
+def change(setting: Setting, split: str, metric: str, step: int | None = None, scale: float = 1.0) -> Interval:
+    """Mean over seeds and items of the value at ``step`` less that of the reference, paired, times ``scale``.
+
+    Raises:
+        MissingEvidence: it was not evaluated before and after.
+    """
+    after, before = setting.values(split, metric, step), setting.values(split, metric, 0)
+    if not after.size or not before.size:
+        raise MissingEvidence(f"{metric} of {setting.label} on {split} before and after training", LLM_COMMAND)
+    (block,) = seeds.aligned([after, before])
+    return seeds.interval(scale * block, of=seeds.difference)
 
 
 def _reward(setting: Setting) -> float:

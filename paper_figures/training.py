@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
-from analysis.statistics import mean
 from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
@@ -16,8 +15,8 @@ CLAIMS = ("C1", "C4")
 CAPTION = (
     "Training on the language model: preference accuracy on held-out pairs (filled) and on training pairs "
     "(open markers, dotted), per-token KL to the reference on held-out prompts, and the change of the "
-    "log-likelihood of the chosen answers of held-out pairs. Rows: kind of labels. Bars: 95 % bootstrap "
-    "intervals over pairs or prompts. Of each method the strength is shown whose reward is nearest to what all"
+    "log-likelihood of the chosen answers of held-out pairs. Rows: kind of labels. Bars: 95 % "
+    "intervals. Of each method the strength is shown whose reward is nearest to what all"
     " methods reach."
 )
 COLUMNS = (
@@ -59,8 +58,8 @@ def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
 
 
 def _measured(axis: Axes, setting: Setting, split: str, metric: str, look: style.Look) -> None:
-    values = {step: setting.items(split, metric, step) for step in setting.steps}
-    found = {step: mean(items) for step, items in values.items() if len(items)}
+    values = {step: selection.measured(setting, split, metric, step) for step in setting.steps}
+    found = {step: value for step, value in values.items() if np.isfinite(value.estimate)}
     if not found:
         return
     estimates = np.array([value.estimate for value in found.values()])
