@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from analysis.measured import measured_points, training_paths
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.evidence import Evidence, Setting
 from analysis.frontiers import band
+from analysis.measured import measured_points, training_paths
 from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 

@@ -26,18 +26,20 @@ def draw(evidence: Evidence) -> Drawing:
     groups = {kind: [one for support in supports for one in _group(evidence, kind, support)] for kind in shown}
     every = [setting for settings in groups.values() for setting in settings]
     rows = list(
-        dict.fromkeys(setting.variant for setting in sorted(every, key=lambda one: supports.index(one.support)))
+        dict.fromkeys(
+            selection.variant(setting) for setting in sorted(every, key=lambda one: supports.index(one.support))
+        )
     )
     width = style.DOUBLE if len(groups) > 1 else style.SINGLE
     figure, axes = style.panels(width, 1.0 + 0.24 * len(rows), 1, len(groups), sharex=True, sharey=True)
     for axis, settings in zip(axes, groups.values(), strict=True):
         for setting in settings:
-            _row(axis, setting, rows.index(setting.variant), supports)
+            _row(axis, setting, rows.index(selection.variant(setting)), supports)
         axis.axvline(0, color=style.BLACK, linewidth=0.8)
         axis.set_title(selection.labels_title(settings))
         axis.set_xlabel("$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of a reference sample\n[nats per completion]")
     by_label = selection.names(every, strength=False)
-    by_variant = {setting.variant: by_label[setting.label] for setting in every}
+    by_variant = {selection.variant(setting): by_label[setting.label] for setting in every}
     axes[0].set_yticks(range(len(rows)), [by_variant[row] for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     if len(supports) > 1:
@@ -71,7 +73,10 @@ def _row(axis: Axes, setting: Setting, place: int, supports: list[str]) -> None:
 
 
 def _handles(supports: list[str]) -> list[Line2D]:
-    names = {name: "full support" if name == FULL else f"{name.replace('_', ' ')} support" for name in supports}
+    names = {
+        name: "pairs from all samples" if name == FULL else f"pairs from {name.replace('_', '-').replace('=', ' = ')}"
+        for name in supports
+    }
     return [
         Line2D([], [], color=style.GREY, marker="o", linestyle="none", label=label)
         if name == FULL

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from analysis.overoptimisation import humps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.evidence import LLM_COMMAND, METHODS, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
+from analysis.overoptimisation import humps
 from analysis.statistics import Interval
 from paper_figures import selection, style
 from paper_figures.drawing import Drawing

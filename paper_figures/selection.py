@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -58,31 +59,48 @@ def matched(evidence: Evidence, labels: str, support: str = FULL) -> list[Settin
     target = float(np.mean([_reward(setting) for setting in claimed.values()]))
     variants: dict[str, Setting] = {}
     for setting in evidence.language_model(labels=labels, support=support):
-        best = variants.get(setting.variant)
+        best = variants.get(variant(setting))
         if best is None or abs(_reward(setting) - target) < abs(_reward(best) - target):
-            variants[setting.variant] = setting
+            variants[variant(setting)] = setting
     if support == FULL:
-        variants |= {setting.variant: setting for setting in claimed.values()}
+        variants |= {variant(setting): setting for setting in claimed.values()}
     places = {name: place for place, name in enumerate(style.order(one.objective for one in variants.values()))}
-    return sorted(variants.values(), key=lambda one: (places[one.objective], one.variant))
+    return sorted(variants.values(), key=lambda one: (places[one.objective], variant(one)))
 
 
 def names(settings: Iterable[Setting], *, strength: bool = True) -> dict[str, str]:
-    """By label: method and (unless told not to) strength, with the other hyper-parameters in which settings of one method differ."""
+    """By label: method and (unless told not to) strength, with the other options in which settings of one method differ."""
     by_objective: dict[str, list[Setting]] = {}
     for setting in settings:
         by_objective.setdefault(setting.objective, []).append(setting)
     found = {}
     for group in by_objective.values():
-        keys = sorted({key for setting in group for key in setting.hyperparameters})
-        values = {key: {str(setting.hyperparameters.get(key)) for setting in group} for key in keys}
-        differing = [key for key in keys if len(values[key]) > 1 and key.rpartition(".")[2] not in STRENGTHS]
+        options = {setting.label: _options(setting.label) for setting in group}
+        keys = sorted({key for one in options.values() for key in one})
+        differing = [key for key in keys if len({one.get(key) for one in options.values()}) > 1]
         for setting in group:
-            given = [key for key in differing if key in setting.hyperparameters]
-            others = "".join(f", {key.rpartition('.')[2]} {setting.hyperparameters[key]}" for key in given)
+            given = options[setting.label]
+            others = "".join(f", {key.rpartition('.')[2]} {given[key]}" for key in differing if key in given)
             known = strength and np.isfinite(setting.strength)
             shown = f", {setting.symbol} = {setting.strength:g}" if known else ""
             found[setting.label] = f"{style.look(setting.objective).label}{shown}{others}"
+    return found
+
+
+def variant(setting: Setting) -> str:
+    """The objective with the options that it was given, but the strength: the same on any data ("auto" stays "auto")."""
+    given = ", ".join(f"{key}={value}" for key, value in sorted(_options(setting.label).items()))
+    return f"{setting.objective}({given})"
+
+
+def _options(label: str) -> dict[str, str]:
+    """What a label such as ``ipo(tau=0.3, aggregation='mean')`` gives, but the strength, by "ipo.aggregation"."""
+    found = {}
+    for part, arguments in re.findall(r"(\w+)\(([^)]*)\)", label):
+        for argument in re.split(r", (?=\w+=)", arguments):
+            key, _, value = argument.partition("=")
+            if key and key not in STRENGTHS:
+                found[f"{part}.{key}"] = value.strip("'\"").replace("_", " ")
     return found
 
 

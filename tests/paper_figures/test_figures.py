@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from analysis.claims import CLAIMS
 from analysis.evidence import Evidence
 from analysis.records import write_run
 from paper_figures import FIGURES, PAPER, draw_one, style
 from paper_figures.__main__ import main
-from paper_figures.catalogue import GROUPS
+from paper_figures.catalogue import GROUPS, KNOWN
 from paper_figures.strength import response
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,13 @@ def test_another_process_locale_and_hash_seed_give_the_same_bytes(drawn: Path, r
     assert len(made) == 3 * 4 + 3
     for path in made:
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
+
+
+def test_every_claim_names_figures_that_exist_and_speak_of_it() -> None:
+    for claim in CLAIMS:
+        for name in claim.figures:
+            assert name in KNOWN
+            assert claim.id in importlib.import_module(f"paper_figures.{name}").CLAIMS, (claim.id, name)
 
 
 def named(ticks: list[mpl.text.Text]) -> bool:
