@@ -60,6 +60,7 @@ def escape(text: str) -> str:
         ValueError: a character has no LaTeX form here; a LaTeX run would stop at it, or print nothing.
     """
     text = re.sub(r"(?<!\w)'([^']+)'(?!\w)", "‘\\1’", text.replace("||", "‖"))
+    text = re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)  # of a number
     found = "".join(_ESCAPES.get(character, character) for character in text)
     unknown = sorted({character for character in found if not (character.isascii() and character.isprintable())})
     if unknown:
