@@ -3,6 +3,7 @@
 # make figures     redraw the figures from the records in out/
 # make zero        install DeepSpeed (an extra; wants a C++ compiler) and test training with ZeRO-2 and -3 on two CPU processes
 # make audit       known vulnerabilities of the pinned versions (needs the package index)
+# make notebooks   run the notebooks again, in place, on the records shipped here
 # make benchmarks  speed and memory of training against trl, each ratio beside its target (CPU)
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # Each step reads what the one before wrote.
 .NOTPARALLEL:
 
-.PHONY: help reproduce bandits language-model figures claims benchmarks zero test lint types pytest audit clean
+.PHONY: help reproduce bandits language-model figures claims notebooks benchmarks zero test lint types pytest audit clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -34,7 +35,7 @@ $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
 # Liger-Kernel is a peer for parity tests: its losses are plain torch, so it comes without what its GPU kernels need.
 $(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "== installing, with what the tests need"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,peer]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,peer,notebooks]'
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps liger-kernel
 	@touch $@ $(VENV)/.run
 
@@ -57,6 +58,9 @@ claims: $(VENV)/.run
 	@echo "== 4/4 verdicts"
 	$(BIN)/python -m analysis claims $(OUT)
 	@echo "Figures: $(OUT)/figures (PDF, PNG, and the records behind each); records: $(OUT)/bandits, $(OUT)/language_model"
+
+notebooks: $(VENV)/.test
+	$(BIN)/jupyter execute --inplace analysis/notebooks/*.ipynb
 
 # Passive waiting: threads that spin would count as work.
 benchmarks: $(VENV)/.test

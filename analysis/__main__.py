@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import evaluation_table
+from analysis import evaluation_table, verify
 from analysis.claims import CLAIMS, adjusted_findings
 from analysis.claims.table import explain, render
 from analysis.evaluations import MissingEvaluations
@@ -23,6 +23,7 @@ examples:
   python -m analysis claims --explain C3            the reasoning behind one verdict
   python -m analysis claims --format markdown > claims.md
   python -m analysis evaluation out/language_model   tuned models before and after: measures, KL, benchmarks with tests
+  python -m analysis verify out/bandits              whether the runs below reproduce
   python -m analysis export out --out records       the records without texts, small enough to publish
 """
 
@@ -65,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluation_table.add_arguments(evaluation)
+    verifying = commands.add_parser(
+        "verify",
+        help="whether a run reproduces: checksums, versions, data, and a part of it done again",
+        description="Check a run's record and data, and do a part of it again.",
+        epilog=verify.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.add_arguments(verifying)
     options = parser.parse_args(arguments)
     try:
         if options.command == "export":
@@ -72,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "evaluation":
             for line in evaluation_table.command(options):
                 print(line, file=sys.stderr)
+        elif options.command == "verify":
+            return int(not verify.command(options))
         else:
             _claims(options.folders, options.explain, options.format)
     except (RecordError, MissingEvaluations, _UnknownClaim) as error:

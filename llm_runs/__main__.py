@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llm_runs.account import Step
     from llm_runs.config import RunConfig
 
 _EPILOG = """\
@@ -71,7 +72,7 @@ _GOALS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 1 where what was verified does not reproduce, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     from llm_runs import processes
 
@@ -82,22 +83,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             quiet()
         with processes.together():
-            options.command(options)
+            status = options.command(options)
     except KeyboardInterrupt:
         print("\ninterrupted; give the same command again to continue", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-            raise
-        print(f"error: no room on the disk ({error}); free some and give the same command again", file=sys.stderr)
-        return 2
     except ValueError as error:
         if not _is_ours(error):
             raise
         if not isinstance(error, processes.Stopped) or processes.speaks_here():
             print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except Exception as error:
+        from llm_runs.errors import of_the_machine
+
+        if not (words := of_the_machine(error)):
+            raise
+        print(f"error: {words}", file=sys.stderr)
+        return 2
+    return int(status or 0)
 
 
 def _is_ours(error: ValueError) -> bool:
@@ -228,6 +231,14 @@ def _parser() -> argparse.ArgumentParser:
         help="with --prompts: vader, classifier (see reward.model), or the reward.npz of a run (default: none)",
     )
     evaluate.set_defaults(command=_evaluate)
+
+    verify = commands.add_parser(
+        "verify",
+        help="do a part of a finished training again and compare; `python -m analysis verify` does this and more",
+    )
+    verify.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, in its experiment's folder")
+    verify.add_argument("--steps", type=int, default=2, metavar="N", help="training steps (default 2; 0: none)")
+    verify.set_defaults(command=_verify)
     return parser
 
 
@@ -303,8 +314,9 @@ def _carry_out(options: argparse.Namespace) -> None:
         print(dry_run.report(config, options.out, options.goal, only, options.tflops, options.processes))
         return
     _join(config, options)
-    experiment = processes.in_turn(lambda: Experiment(config, options.out))
-    account.carry_out(pipeline.plan(experiment, options.goal, only))
+    with _sole(options.out) as release:
+        experiment = processes.in_turn(lambda: Experiment(config, options.out))
+        account.carry_out(pipeline.plan(experiment, options.goal, only), begin=release)
     if options.goal in ("train", "run"):
         figures = "likelihoods" if config.data.preferences else "likelihoods frontier_llm"  # no reward, no frontier
         print(f"records: {options.out / 'runs'}; next:", flush=True)
@@ -332,7 +344,8 @@ def _online(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(runs.report(config, options.out, methods, options.tflops))
         return
-    account.carry_out(runs.plan(Experiment(config, options.out), methods))
+    with _sole(options.out) as release:
+        account.carry_out(runs.plan(Experiment(config, options.out), methods), begin=release)
     figures = f"python -m paper_figures frontier_llm predictions --records {options.out} --out figures"
     print(f"records: {options.out / 'runs'}; the curves, and what the exact bandit predicts: {figures}", flush=True)
 
@@ -386,12 +399,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError("--reference and --reward belong to --prompts; a run has its own")
     config = RunConfig.load(options.config, options.overrides)
     _join(config, options)
-    experiment = processes.in_turn(lambda: Experiment(config, options.out))
-    last = Step(
-        f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
-    )
-    account.carry_out([*pipeline.plan(experiment, "before"), last])
+    with _sole(options.out) as release:
+        experiment = processes.in_turn(lambda: Experiment(config, options.out))
+        last = Step(
+            f"evaluate {options.model}", "evaluate", lambda: str(pipeline.evaluate_model(experiment, options.model))
+        )
+        account.carry_out([*pipeline.plan(experiment, "before"), last], begin=release)
     print(f"next: python -m analysis evaluation {options.out}", flush=True)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from llm_runs import verify
+
+    return int(not verify.verify(options.folder, options.steps, lambda line: print(line, flush=True)))
 
 
 def _join(config: RunConfig, options: argparse.Namespace) -> None:
@@ -408,8 +428,26 @@ def _join(config: RunConfig, options: argparse.Namespace) -> None:
         processes.check_shared(options.out)
 
 
+@contextlib.contextmanager
+def _sole(out: Path) -> Iterator[Callable[[Step], None]]:
+    """Be the only command at work on what the runs in a folder share; yields what gives that up at the first step that shares nothing.
+
+    From there on each run is locked by itself, so that several commands can share a folder's runs.
+    """
+    from llm_runs import pipeline, processes
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(processes.sole(out))
+
+        def release(step: Step) -> None:
+            if step.kind not in pipeline.STAGES[:-1]:
+                held.close()
+
+        yield release
+
+
 def _evaluate_on_prompts(options: argparse.Namespace) -> None:
-    from llm_runs import account
+    from llm_runs import account, processes
     from llm_runs.comparison import Comparison
     from llm_runs.config import RunConfig
 
@@ -417,8 +455,9 @@ def _evaluate_on_prompts(options: argparse.Namespace) -> None:
     config = RunConfig.load(options.config, overrides)
     reward = options.reward or "none"
     _join(config, options)
-    comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
-    account.carry_out(comparison.plan())
+    with processes.sole(options.out):
+        comparison = Comparison(options.model, options.reference, options.prompts, options.out, config, reward)
+        account.carry_out(comparison.plan())
     print(f"next: python -m analysis evaluation {comparison.folder}", flush=True)
 
 

@@ -18,8 +18,10 @@ class Step:
     run: Callable[[], str | None]
 
 
-def carry_out(plan: Sequence[Step], say: Callable[[str], None] | None = None) -> None:
-    """Run the steps in their order, saying before and after each what a waiting person wants to know.
+def carry_out(
+    plan: Sequence[Step], say: Callable[[str], None] | None = None, begin: Callable[[Step], object] = lambda step: None
+) -> None:
+    """Run the steps in their order, saying before and after each what a waiting person wants to know. `begin` is called before each.
 
     Processes of a launch begin each step together, so that all see the same files.
     """
@@ -28,6 +30,7 @@ def carry_out(plan: Sequence[Step], say: Callable[[str], None] | None = None) ->
     for number, step in enumerate(plan, start=1):
         say(f"[{number}/{len(plan)}] {step.title}")
         processes.barrier()
+        begin(step)
         start = time.monotonic()
         result = step.run()
         elapsed = time.monotonic() - start

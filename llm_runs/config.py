@@ -344,12 +344,28 @@ class OnlineConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class SeedsConfig(_Checked):
+    """A seed of its own for each purpose; None: `seed`, and for what differs between trainings each of `training_seeds`."""
+
+    splits: int | None = _number(None, at_least=0)  # which texts and pairs are for what
+    fine_tuning: int | None = _number(None, at_least=0)  # order of its texts
+    sampling: int | None = _number(None, at_least=0)  # of completions, in advance and for evaluations
+    labels: int | None = _number(None, at_least=0)  # of each training
+    order: int | None = _number(None, at_least=0)  # in which each training sees its data
+    initialisation: int | None = _number(None, at_least=0)  # of LoRA's adapters, and of the model "tiny-random"
+
+
+_EACH_TRAINING = ("labels", "order", "initialisation")
+
+
+@dataclass(frozen=True)
 class RunConfig(_Checked):
     """Everything that determines a run's results."""
 
     name: str = "run"
     seed: int = _number(0, at_least=0)  # splits, supervised fine-tuning, sampling
     training_seeds: tuple[int, ...] = _number((0,), at_least=0)  # each draws its own labels and order of the pairs
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)  # to vary one of these and keep the others
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -391,6 +407,22 @@ class RunConfig(_Checked):
                 )
         if max(self.evaluation.at, default=0) > self.training.steps:
             raise ConfigError(f"evaluation.at has a step beyond training.steps ({self.training.steps})")
+
+    def seed_of(self, purpose: str, training: int | None = None) -> int:
+        """The seed of a purpose, of those of `seeds`; for what differs between trainings that of the training with seed `training`."""
+        own: int | None = getattr(self.seeds, purpose)
+        if own is not None:
+            return own
+        return training if training is not None and purpose in _EACH_TRAINING else self.seed
+
+    @property
+    def own_seeds(self) -> bool:
+        """Whether any purpose has a seed of its own."""
+        return self.seeds != SeedsConfig()
+
+    def seeds_of(self, training: int) -> dict[str, int]:
+        """All seeds of a training, by purpose: for its record."""
+        return {field.name: self.seed_of(field.name, training) for field in dataclasses.fields(SeedsConfig)}
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Sequence[str | tuple[str, Any]] = ()) -> Self:

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
 from analysis.records import atomic_write, fingerprint, redact
+from analysis.records.files import LOCK
 from llm_runs import (
     data,
     guards,
@@ -42,6 +43,7 @@ from llm_runs import (
     sft,
     texts,
 )
+from llm_runs.checkpoints import clear_checkpoints
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
 from llm_runs.data.sources import local_files
@@ -129,7 +131,9 @@ class Experiment:
     def base(self) -> str:
         """Where the pretrained model is loaded from."""
         sample_texts = (text.text for text in self._pool[:2000])
-        return models.prepare(self.config.model, self.out / "model", sample_texts, self.config.seed)
+        return models.prepare(
+            self.config.model, self.out / "model", sample_texts, self.config.seed_of("initialisation")
+        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -195,7 +199,7 @@ class Experiment:
             self.tokenizer,
             self.context,
             folder=self.out / "data",
-            seed=derived_seed(self.config.seed, "held out"),
+            seed=derived_seed(self.config.seed_of("splits"), "held out"),
             chat_template=self.config.model.chat_template,
             watch=self.watch,
         )
@@ -219,7 +223,7 @@ class Experiment:
             sizes["reward"] = data.reward_texts
         if self.config.sft.steps:
             sizes["sft"] = data.sft_texts
-        return texts.split(self._pool, sizes, derived_seed(self.config.seed, "texts"))
+        return texts.split(self._pool, sizes, derived_seed(self.config.seed_of("splits"), "texts"))
 
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
@@ -251,7 +255,7 @@ class Experiment:
         """Token ids of texts of another domain: "evaluation", and "pretraining" for objectives with that term."""
         config = self.config
         pool = texts.read(config.data.other_text)
-        shuffled = texts.split(pool, {}, derived_seed(config.seed, "other texts"))["rest"]
+        shuffled = texts.split(pool, {}, derived_seed(config.seed_of("splits"), "other texts"))["rest"]
         tokens = config.evaluation.other_text_tokens
         windows = [tuple(self.tokenizer(text.text).input_ids[:tokens]) for text in shuffled[: 4 * config_texts(config)]]
         usable = [window for window in windows if len(window) > 1]
@@ -298,14 +302,14 @@ class Experiment:
         else:
             samples = sft.windows(self.split_texts["sft"], self.tokenizer, config.sequence_tokens)
         checkpoints = self.out / "sft"
-        seed = derived_seed(self.config.seed, "sft") % 2**32
+        seed = derived_seed(self.config.seed_of("fine_tuning"), "sft") % 2**32
         shard = self.config.training.sharding
         losses = sft.train(
             model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard, tokenizer=self.tokenizer
         )
         processes.by_first(lambda: atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode()))
         models.save(model, self.tokenizer, self.out / "reference")
-        processes.by_first(lambda: sft.clear_checkpoints(checkpoints))
+        processes.by_first(lambda: clear_checkpoints(checkpoints))
         return losses
 
     def _fine_tuned_on(self, pairs: StoredPairs) -> StoredPairs:
@@ -313,7 +317,7 @@ class Experiment:
         count = self.config.sft.steps * self.config.sft.batch_size
         if len(pairs) <= count:
             return pairs
-        draw = np.random.default_rng(derived_seed(self.config.seed, "sft", "pairs"))
+        draw = np.random.default_rng(derived_seed(self.config.seed_of("fine_tuning"), "sft", "pairs"))
         return pairs.take(draw.choice(len(pairs), count, replace=False))
 
     def load(self, source: str | Path) -> PreTrainedModel:
@@ -368,6 +372,9 @@ class Experiment:
     def draw_samples(self) -> int:
         """Draw all missing samples; returns how many."""
         drawn, missing = 0, self.missing_samples()
+        for name in self._wanted_samples():
+            if name not in missing:
+                processes.by_first(partial(sampling.clear_partial, self.out / "samples" / f"{name}.jsonl"))
         if missing:
             model = self.load_reference()
             key = reference.model_fingerprint(model)
@@ -379,7 +386,7 @@ class Experiment:
                         self.tokenizer,
                         self._wanted_samples()[name],
                         max_tokens=self.config.data.completion_tokens,
-                        seed=derived_seed(self.config.seed, "samples", name),
+                        seed=derived_seed(self.config.seed_of("sampling"), "samples", name),
                         config=self.config.sampling if "pairs" in name else self._exact,
                         key=key,
                     )
@@ -444,9 +451,14 @@ class Experiment:
             return self.unlabelled[side]
         path = self.pairs_path(labels, side)
         if not path.is_file():
-            seed = derived_seed(labels.seed, "labels", side)
-            labelling.write_pairs(path, labelling.label(self.unlabelled[side], labels.temperature, seed))
+            labelling.write_pairs(path, self.labelled(labels, side))
         return labelling.read_pairs(path)
+
+    def labelled(self, labels: LabelSet, side: str) -> list[TokenPair]:
+        """The pairs of one side with labels drawn now."""
+        assert labels.temperature is not None
+        seed = derived_seed(self.config.seed_of("labels", labels.seed), "labels", side)
+        return labelling.label(self.unlabelled[side], labels.temperature, seed)
 
     # -- other kinds of preferences ------------------------------------------------------------------------------
 
@@ -708,7 +720,9 @@ def _checksums(kept: Path, stats: Mapping[str, list[int]]) -> dict[str, str]:
 def _nothing_made(out: Path) -> bool:
     """Whether the folder holds nothing that depends on data: the configuration alone, and maybe the random model."""
     read = (out / "data" / REPORT).is_file()
-    return all(entry.name in ("config.json", "model") or (entry.name == "data" and not read) for entry in out.iterdir())
+    return all(
+        entry.name in ("config.json", "model", LOCK) or (entry.name == "data" and not read) for entry in out.iterdir()
+    )
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from scipy import stats
 
 import objectives
-from analysis.records import Run, read_run
+from analysis.records import Run, atomic_write, read_run
 
 FILE = "README.md"
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -33,9 +33,7 @@ def write(folder: Path, record: Path) -> Path:
 
     Raises RecordError where the record cannot be read.
     """
-    path = folder / FILE
-    card(read_run(record)).save(path)
-    return path
+    return atomic_write(folder / FILE, f"{card(read_run(record))}\n".encode())
 
 
 def card(run: Run) -> ModelCard:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from analysis.records import fingerprint
+from analysis.records import atomic_folder, fingerprint
 from llm_runs import assets, gguf_header, processes, sharding
 from llm_runs.config import ModelConfig
 from llm_runs.errors import InputError
@@ -177,7 +176,7 @@ def load_model(
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Model (safetensors) and tokenizer into `folder`, which appears whole or not at all.
 
-    A model that several processes hold is saved by all of them together, and written by the first.
+    A model that several processes hold is saved by all of them together, and written by the first. One that is there is replaced.
     """
     state = sharding.whole_state(model)
     processes.by_first(lambda: _write(model, tokenizer, folder, state))
@@ -187,15 +186,11 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def _write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Any] | None = None
 ) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as staging:
-        model.save_pretrained(staging, state_dict=state)
-        tokenizer.save_pretrained(staging)
-        (Path(staging) / "built").mkdir()
-        for entry in Path(staging).iterdir():
-            if entry.name != "built":
-                entry.rename(Path(staging) / "built" / entry.name)
-        assets.put(Path(staging) / "built", folder)
+    def fill(empty: Path) -> None:
+        model.save_pretrained(empty, state_dict=state)
+        tokenizer.save_pretrained(empty)
+
+    atomic_folder(folder, fill, replace=True)
 
 
 def source_fingerprint(source: str | Path, revision: str | None = None) -> str:

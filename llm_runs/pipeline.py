@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 import objectives
-from analysis.records import atomic_write, fingerprint, is_complete, read_run, write_run
+from analysis.records import RecordError, atomic_write, fingerprint, is_complete, read_run, write_run
+from analysis.records.locks import end_with_parent
 from llm_runs import (
     assets,
     benchmarks,
@@ -34,6 +35,7 @@ from llm_runs import (
     training,
 )
 from llm_runs.account import Step
+from llm_runs.checkpoints import clear_checkpoints
 from llm_runs.config import DELIVERY, NOT_DECISIVE, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
@@ -89,18 +91,33 @@ def _in_turn(title: str, kind: str, run: Callable[[], str | None]) -> Step:
 
 
 def train(experiment: Experiment, one: Training) -> str | None:
-    """Train one objective on one label set, evaluating on the way, and write its record; None if it is there already."""
-    config = experiment.config
+    """Train one objective on one label set, evaluating on the way, and write its record; None if it is there already.
+
+    Raises:
+        LockError: another process is training it.
+    """
     folder = experiment.out / "runs" / one.slug
+    with processes.sole(folder):
+        return _train(experiment, one, folder)
+
+
+def _train(experiment: Experiment, one: Training, folder: Path) -> str | None:
+    config = experiment.config
     objective = resolve(experiment, objectives.parse(one.objective))
     pairs = experiment.pairs(one.labels, "training")
-    settings = _settings(config, one, objective, pairs) | experiment.data_summary
+    settings = settings_of(config, one, objective, pairs) | experiment.data_summary
+    collected = folder / "unfinished"
+
+    def clear() -> None:
+        shutil.rmtree(collected, ignore_errors=True)
+        training.clear_checkpoints(folder)
+
     if is_complete(folder, settings):
+        processes.by_first(clear)  # in case it was killed between writing and clearing
         return _delivered(experiment, one, folder)
     last = config.training.steps
     whole = {*config.evaluation.at, last} - {0}
     steps = sorted(whole | _likelihood_steps(config))
-    collected = folder / "unfinished"
 
     def evaluate(model: PreTrainedModel, step: int) -> None:
         if step not in whole:
@@ -113,24 +130,9 @@ def train(experiment: Experiment, one: Training) -> str | None:
         processes.by_first(lambda: _keep(collected, step, *tables))
 
     model = experiment.load_reference()
-    needs = objective.needs
+    given = _given(experiment, one, objective)
     metrics = training.train(
-        model,
-        objective,
-        pairs,
-        reference=lambda: experiment.reference_logps_for(objective),
-        references=experiment.other_references(objective),
-        reference_samples=experiment.samples("reference") if "reference_samples" in needs else (),
-        candidates=experiment.candidates_for(objective),
-        unpaired=experiment.unpaired_for(objective),
-        pretraining=experiment.other_texts["pretraining"] if "pretraining" in needs else (),
-        config=config.training,
-        seed=one.labels.seed,
-        out=folder,
-        evaluate=evaluate,
-        evaluate_at=steps,
-        tokenizer=experiment.tokenizer,
-        watch=config.guards,
+        model, objective, pairs, config=config.training, out=folder, evaluate=evaluate, evaluate_at=steps, **given
     )
     if config.training.save_model or config.training.push_to_hub:
         models.save(model, experiment.tokenizer, folder / "model")
@@ -151,24 +153,48 @@ def train(experiment: Experiment, one: Training) -> str | None:
             kind="llm",
             id=f"{config.name}/{one.slug}",
             config=settings,
-            seeds={
-                "data": config.seed,
-                "sampling": config.seed,
-                "labels": one.labels.seed,
-                "training": one.labels.seed,
-            },
+            seeds=config.seeds_of(one.labels.seed),
             tables={"metrics": metrics, "evaluations": evaluations, "samples": texts},
             data_fingerprint=fingerprint(experiment.pairs_path(one.labels, "training")),
             device=device_name(experiment.device),
             extra={"pairs": len(pairs), "samples": experiment.sampled_with, "processes": processes.size()},
         )
-        shutil.rmtree(collected, ignore_errors=True)
-        training.clear_checkpoints(folder)
+        clear()
 
     processes.barrier()  # all have read what is deleted now
     processes.by_first(record)
     delivered = _delivered(experiment, one, folder)
     return summary(evaluations, last) + (f"; {delivered}" if delivered else "")
+
+
+def _given(experiment: Experiment, one: Training, objective: objectives.Objective) -> dict[str, Any]:
+    """What `training.train` is given of a run's data, and its seeds."""
+    config, needs = experiment.config, objective.needs
+    return {
+        "reference": lambda: experiment.reference_logps_for(objective),
+        "references": experiment.other_references(objective),
+        "reference_samples": experiment.samples("reference") if "reference_samples" in needs else (),
+        "candidates": experiment.candidates_for(objective),
+        "unpaired": experiment.unpaired_for(objective),
+        "pretraining": experiment.other_texts["pretraining"] if "pretraining" in needs else (),
+        "seed": config.seed_of("order", one.labels.seed),
+        "adapters_seed": config.seed_of("initialisation", one.labels.seed),
+        "tokenizer": experiment.tokenizer,
+        "watch": config.guards,
+    }
+
+
+def first_steps(experiment: Experiment, one: Training, folder: Path, steps: int) -> pd.DataFrame:
+    """The metrics of the first steps of a training, made anew in another folder; nothing of the run is changed."""
+    from dataclasses import replace
+
+    objective = resolve(experiment, objectives.parse(one.objective))
+    config = replace(experiment.config.training, save_every=0, report_to=())
+    pairs = experiment.pairs(one.labels, "training")
+    given = _given(experiment, one, objective)
+    return training.train(
+        experiment.load_reference(), objective, pairs, config=config, out=folder, stop_after=steps, **given
+    )
 
 
 def _likelihood_steps(config: RunConfig) -> set[int]:
@@ -210,7 +236,15 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
     """Evaluate any model on the run's held-out data and benchmarks; writes a record of kind "llm_evaluation".
 
     Step 0 is the run's reference, whose evaluation (stage "before") must be there; step 1 is the model.
+
+    Raises:
+        LockError: another process is evaluating it.
     """
+    with processes.sole(experiment.out / "evaluations" / name_of(source)):
+        return _evaluate_model(experiment, source)
+
+
+def _evaluate_model(experiment: Experiment, source: str) -> Path:
     config = experiment.config
     labels = experiment.label_sets[0]
     resolved = models.prepare(_named(config, source), experiment.out / "model")
@@ -232,7 +266,7 @@ def evaluate_model(experiment: Experiment, source: str) -> Path:
             kind="llm_evaluation",
             id=f"{config.name}/evaluation/{folder.name}",
             config=config.to_dict() | {"evaluated": source},
-            seeds={"data": config.seed, "sampling": config.seed, "labels": labels.seed},
+            seeds=config.seeds_of(labels.seed),
             tables={
                 "evaluations": pd.concat([*earlier, frame], ignore_index=True),
                 "samples": pd.concat([read_table(before / "samples.parquet"), texts], ignore_index=True),
@@ -290,6 +324,7 @@ def _reward(experiment: Experiment) -> str | None:
 
 def _fine_tune(experiment: Experiment) -> str | None:
     if experiment.has_reference:
+        processes.by_first(lambda: clear_checkpoints(experiment.out / "sft"))  # in case it was killed before that
         return None
     with memory.lower("sft.batch_size", experiment.config.sft.batch_size):
         losses = experiment.fine_tune()
@@ -362,8 +397,23 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
         "reference": kind,
         "cost_steps": steps,
     }
-    for key in ("objectives", "labels", "training_seeds", "online", "guards"):
+    for key in (
+        "objectives",
+        "labels",
+        "training_seeds",
+        "online",
+        "guards",
+        *(() if config.own_seeds else ("seeds",)),
+    ):
         del settings[key]
+    with processes.sole(folder):
+        return _measured_cost(experiment, objective, kind, steps, folder, settings)
+
+
+def _measured_cost(
+    experiment: Experiment, objective: str, kind: str, steps: int, folder: Path, settings: dict[str, Any]
+) -> str | None:
+    config = experiment.config
     if is_complete(folder, settings):
         return None
     _ = (
@@ -401,6 +451,7 @@ def _measure(
 ) -> None:
     from dataclasses import replace
 
+    end_with_parent()
     experiment = Experiment(config, out)
     objective = resolve(experiment, objectives.parse(text))
     needs = objective.needs
@@ -458,16 +509,18 @@ def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = 
         **data,
         max_tokens=experiment.config.data.completion_tokens,
         config=config,
-        seed=derived_seed(experiment.config.seed, "evaluation"),
+        seed=derived_seed(experiment.config.seed_of("sampling"), "evaluation"),
         second_reward=experiment.second_reward,
     )
 
 
-def _settings(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
+def settings_of(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
     """What a training's record says it depended on."""
     settings = config.to_dict()
     for key in NOT_DECISIVE:
         del settings[key]
+    if not config.own_seeds:  # said by `seed` and `training_seed`
+        del settings["seeds"]
     for key in DELIVERY:
         del settings["training"][key]
     settings["objective"] = _objective(objective, one.objective)
@@ -499,7 +552,7 @@ def _keep(folder: Path, step: int, frame: pd.DataFrame, texts: pd.DataFrame) -> 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """A table that belongs to an unfinished run, whole or not at all."""
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    frame.to_parquet(buffer, index=False, write_page_checksum=True)
     atomic_write(path, buffer.getvalue())
 
 
@@ -508,8 +561,11 @@ def _write_by_first(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What `write_table` wrote."""
-    return pd.read_parquet(path)
+    """What `write_table` wrote. RecordError where it is missing or damaged."""
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        raise RecordError(path, f"cannot be read ({error}); delete it, and give the command again") from error
 
 
 def summary(frame: pd.DataFrame, last: int) -> str:

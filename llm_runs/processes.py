@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from analysis import records
 from llm_runs.errors import InputError
 
 TIMEOUT = timedelta(
@@ -171,6 +172,18 @@ def by_first(work: Callable[[], object]) -> None:
     if is_first():
         work()
     barrier()
+
+
+@contextlib.contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Be the only launch that writes in `folder`.
+
+    Raises:
+        LockError: another one is at work there.
+    """
+    with contextlib.ExitStack() as held:
+        by_first(lambda: held.enter_context(records.sole(folder)))
+        yield
 
 
 def in_turn(work: Callable[[], T]) -> T:

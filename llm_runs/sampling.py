@@ -78,7 +78,7 @@ def sample_to_file(
     engine = engines.resolve(config.engine, model.device)
     wanted = fingerprint([key, [list(prompt) for prompt in prompts], max_tokens, seed, asdict(config), engine])
     size = engines.prompts_per_call(engine, config.batch_size, len(prompts))
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial")  # see `clear_partial`
     own = partial.with_name(f"{partial.name}-{processes.rank()}") if processes.rank() else partial
     processes.by_first(lambda: _put_together(partial, wanted))
     done = _read_partial(partial, wanted)
@@ -116,6 +116,12 @@ def sample_to_file(
 
     processes.by_first(finish)
     return read_samples(path)
+
+
+def clear_partial(path: Path) -> None:
+    """Remove what was kept on the way to a file of samples that is there: its process was killed before it could."""
+    for left in path.parent.glob(f".{path.name}.partial*"):
+        left.unlink()
 
 
 def provenance(path: Path) -> dict[str, Any]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from llm_runs import processes, saved_batches, sharding
+from llm_runs.checkpoints import KeepLastGood, last_checkpoint
 from llm_runs.config import SFTConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenSample
@@ -80,7 +78,6 @@ def train(
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or config.steps,
-        save_total_limit=1,
         seed=seed,
         data_seed=seed,
         bf16=on_cuda,
@@ -90,7 +87,13 @@ def train(
         use_cpu=model.device.type == "cpu",
         **sharding.arguments(shard),
     )
-    trainer = _Trainer(model=model, args=arguments, train_dataset=list(samples), data_collator=_collate)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=list(samples),
+        data_collator=_collate,
+        callbacks=[KeepLastGood(checkpoints), _Saving()],
+    )
     trainer.tokenizer, trainer.out = tokenizer, checkpoints
     trainer.add_callback(Gradients(trainer.stop))
     show_progress(trainer, "fine-tuning")
@@ -106,14 +109,17 @@ def train(
     return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the trainer writes its state last, and that is whole."""
-    states = folder.glob("checkpoint-*/trainer_state.json")
-    for state in sorted(states, key=lambda path: -int(path.parent.name.rpartition("-")[2])):
-        with suppress(ValueError):
-            json.loads(state.read_bytes())
-            return str(state.parent)
-    return None
+class _Saving(TrainerCallback):  # type: ignore[misc]
+    """Makes a training that goes on the same as one that was never interrupted.
+
+    No checkpoint after the last step: the Trainer, going on from it, would make one step more than it was asked for. And a log at every
+    checkpoint: the losses since the last log are not kept with it.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the Trainer's own rules."""
+        control.should_save &= state.global_step < state.max_steps
+        control.should_log |= control.should_save
 
 
 @contextlib.contextmanager
@@ -134,11 +140,6 @@ def resuming(checkpoint: str | None) -> Iterator[None]:
             f"{checkpoint}: its optimiser, schedule or random state holds something else than tensors and numbers, or is damaged; nothing "
             "of it was run. Delete the checkpoint to go on from an earlier one, or from the beginning"
         ) from error
-
-
-def clear_checkpoints(folder: Path) -> None:
-    """Delete what `train` keeps to resume from, once the result is saved."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Trainer(sharding.ShardedTrainer):

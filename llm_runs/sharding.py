@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
-from llm_runs import processes
+from llm_runs import checkpoints, processes
 from llm_runs.errors import InputError
 
 Sharding = str  # "none", "fsdp", "zero2" or "zero3", see `TrainingConfig.sharding`
@@ -90,6 +92,14 @@ class ShardedTrainer(Trainer):  # type: ignore[misc]
             state.distributed_type = DistributedType.DEEPSPEED
             plugin.select(_from_accelerator_state=True)
             self.is_deepspeed_enabled = True
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the Trainer's own; the checkpoint is sealed when it is whole. One that was torn before goes first."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        processes.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+        super()._save_checkpoint(model, trial)
+        processes.barrier()
+        processes.by_first(lambda: checkpoints.seal(folder))
 
 
 class _Check(TrainerCallback):  # type: ignore[misc]

@@ -36,7 +36,8 @@ from transformers import (
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import failures, guards, kernels, memory, processes, reporting, saved_batches, sharding
+from llm_runs import guards, kernels, memory, processes, reporting, saved_batches, sharding
+from llm_runs.checkpoints import KeepLastGood, keep_good_checkpoint, last_checkpoint
 from llm_runs.config import GuardsConfig, LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.global_batch import gathered, rows
@@ -54,7 +55,7 @@ from llm_runs.packing import Rows
 from llm_runs.progress import show_progress
 from llm_runs.reference import ReferenceLogps
 from llm_runs.scoring import Scorer
-from llm_runs.sft import last_checkpoint, resuming
+from llm_runs.sft import resuming
 from llm_runs.vocabulary_head import TokenScores
 from llm_runs.watch import Gradients, Watch, look
 
@@ -81,6 +82,8 @@ def train(
     tokenizer: PreTrainedTokenizerBase | None = None,
     starts_as_reference: bool = True,
     watch: GuardsConfig | None = None,
+    adapters_seed: int | None = None,
+    stop_after: int | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place and return the metrics, one number a row: columns step, name, value.
 
@@ -96,12 +99,14 @@ def train(
             pairs stand for them if they can.
         unpaired: completions with reward 1 (desirable) or 0. Objectives on these use them where given, else the sides of the pairs.
         config: steps, batch sizes, optimiser.
-        seed: of the order of the examples (the same for every objective) and of LoRA's initial weights.
+        seed: of the order of the examples (the same for every objective).
         out: folder for checkpoints (`checkpoints/`, from which an interrupted training goes on) and a failing batch.
         evaluate: called with the model, in evaluation mode, and the step, after each step in `evaluate_at`.
         tokenizer: kept with every checkpoint, and used to make a failing batch readable.
         starts_as_reference: refuse a policy that is not the reference at step 0; False where the policy has been trained before.
         watch: what to do about what the guards find; the defaults where it is not given.
+        adapters_seed: of LoRA's initial weights; None: `seed`.
+        stop_after: end after so many of the steps, all else being as with all of them.
 
     Metrics per logged step: loss, loss/<term>, plain_margin, plain_accuracy (of log pi(chosen) - log pi(rejected)), chosen_logps,
     rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds, step_cpu_seconds (of all threads), peak_memory_bytes;
@@ -164,13 +169,16 @@ def train(
     checkpoints = out / "checkpoints"
     resume_from = None
     if config.save_every:  # all from the same, also where a shared folder shows new files late
-        resume_from = processes.gather(_resumable(checkpoints, _identity(objective, data, config, seed)))[0]
+        resume_from = processes.gather(
+            _resumable(checkpoints, _identity(objective, data, config, [seed, adapters_seed]))
+        )[0]
 
     live = _LiveReference(model, config) if FROM_LOGPS & needs and config.reference == "live" else None
     disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained = with_adapters(model, config.lora, seed) if config.lora else model
+    adapters_seed = seed if adapters_seed is None else adapters_seed
+    trained = with_adapters(model, config.lora, adapters_seed) if config.lora else model
     size = partial(memory.of_training, trained, data, config, live is not None)
     kernels.check(config.kernels, model.device)
     with memory.explained(size):  # trying the model out already takes activations
@@ -183,8 +191,8 @@ def train(
         data_collator=lambda items: items[0],
         processing_class=tokenizer,
         callbacks=[
-            failures.KeepLastGood(checkpoints),
-            steps := _Steps(evaluate, evaluate_at, scorer),
+            KeepLastGood(checkpoints),
+            steps := _Steps(evaluate, evaluate_at, scorer, stop_after),
             *(reporting.callbacks(config.report_to, out) if processes.is_first() else ()),
         ],
     )
@@ -380,7 +388,7 @@ class _PreferenceTrainer(sharding.ShardedTrainer):
         step = int(self.state.global_step) + 1 if step is None else step
         path = self._write_batch(saved_batches.FAILED, reason, step)
         processes.barrier()
-        kept = failures.keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
+        kept = keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
         return TrainingError(
             f"training stopped at step {step} of {self.objective.label}: {reason}. {kept}; {look(path)}. "
             "Lower training.learning_rate, or look at the objective's hyper-parameters"
@@ -416,8 +424,10 @@ class _LiveReference:
 class _Steps(TrainerCallback):  # type: ignore[misc]
     """Measures each step's time, without what happens between steps, and evaluates where asked."""
 
-    def __init__(self, evaluate: Evaluate | None, at: Collection[int], scorer: Scorer) -> None:
-        self.evaluate, self.at, self.scorer = evaluate, frozenset(at), scorer
+    def __init__(
+        self, evaluate: Evaluate | None, at: Collection[int], scorer: Scorer, stop_after: int | None = None
+    ) -> None:
+        self.evaluate, self.at, self.scorer, self.stop_after = evaluate, frozenset(at), scorer, stop_after
         self.seconds = self.cpu_seconds = 0.0
         self._start = self._cpu_start = 0.0
 
@@ -430,6 +440,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.seconds, self.cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
         step = int(state.global_step)
         control.should_log |= control.should_save or step == state.max_steps  # a checkpoint's log must be whole
+        control.should_training_stop |= step == self.stop_after
         if self.evaluate is not None and step in self.at:
             model.eval()  # the Trainer turns training mode on again at its next step
             self.scorer.release(model)
@@ -633,7 +644,9 @@ def with_adapters(model: PreTrainedModel, config: LoRAConfig, seed: int) -> Peft
         )
 
 
-def _identity(objective: objectives.Objective, data: Microbatches, config: TrainingConfig, seed: int) -> str:
+def _identity(
+    objective: objectives.Objective, data: Microbatches, config: TrainingConfig, seeds: Sequence[int | None]
+) -> str:
     """What a checkpoint belongs to: objective, data in their order, settings, seed."""
     sources: dict[str, Callable[[], Any]] = {
         "pairs": lambda: [(p.prompt_ids, p.chosen_ids, p.rejected_ids) for p in data.pairs],
@@ -647,7 +660,7 @@ def _identity(objective: objectives.Objective, data: Microbatches, config: Train
     stored = {name: getattr(getattr(data, name, None), "fingerprint", None) for name in sources}
     used = {source: stored[source] or sources[source]() for source in sorted(data.order)}
     keys = [reference.key for reference in (data.reference, *data.references) if reference is not None]
-    return fingerprint([objective.label, used, config.decisive, seed, keys])
+    return fingerprint([objective.label, used, config.decisive, list(seeds), keys])
 
 
 def _resumable(folder: Path, identity: str) -> str | None:

@@ -73,7 +73,9 @@ def write(folder: Path, only: list[str] | None = None) -> list[Path]:
     if only is None:
         pages["README.md"] = index()
     for file, text in pages.items():
-        (folder / file).write_text(text, encoding="utf-8")
+        temporary = folder / f".{file}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / file)  # so that no half page is ever read
     return sorted(folder / file for file in pages)
 
 

@@ -5,28 +5,38 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.evidence import Evidence
-from analysis.records import RecordError
-from paper_figures.drawing import FIGURES, GROUPS, KNOWN, draw_one
+from analysis.records import RecordError, sole
+from paper_figures.catalogue import GROUPS, KNOWN, PAPER, number
+from paper_figures.drawing import collect, draw_one
 
 SHIPPED = Path(__file__).parent / "records"
+
+
+def _listing(group: str, title: str) -> str:
+    listed = ", ".join(GROUPS[group])
+    return textwrap.fill(f"{title}: {listed}", 110, subsequent_indent="    ", break_on_hyphens=False)
+
+
 EXAMPLES = f"""\
-figures of the bandits:        {", ".join(GROUPS["bandits"])}
-figures of the language model: {", ".join(GROUPS["language_model"])}
-of online runs (not in "all"): {", ".join(GROUPS["online"])}
+{_listing("bandits", "of the bandits")}
+{_listing("language_model", "of the language model")}
+{_listing("online", 'of online runs (not in "all")')}
 
 examples:
-  python -m paper_figures --out figures                        every figure, from out/ (else from the shipped records)
+  python -m paper_figures all --out figures                    every figure and table, from out/ (else from the shipped records)
   python -m paper_figures determinism strength --out figures   two of them
   python -m paper_figures bandits --out figures                those of the bandits ("language_model": the others)
   python -m paper_figures --records myruns --out figures       from other records
   python -m paper_figures online frontier_llm --records out/online_quick --out figures      of python -m llm_runs online
 
-Each figure comes as NAME.pdf, NAME.png and NAME.json, which holds the caption and names the records with checksums.
-Exit code: 0 all drawn, 1 some figures lack their records, 2 bad input.
+A figure comes as NAME.pdf and NAME.png, a table as NAME.csv; both with NAME.tex (the LaTeX environment with caption and label) and
+NAME.json (caption, number, and the records with checksums). \\input{{figures}} takes all of DIR into a paper.
+The same records give the same bytes. Exit code: 0 all drawn, 1 some figures lack their records, 2 bad input.
 """
 
 
@@ -34,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all figures were drawn, 1 when some lack records, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures",
-        description="Draw the figures of the paper from run records.",
+        description="Make the figures and tables of the paper from run records.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="*", default=["all"], metavar="NAME", help="figures or groups of figures to draw (default: all)"
+        "names", nargs="*", default=["all"], metavar="NAME", help="figures, tables or groups of them (default: all)"
     )
     parser.add_argument("--records", type=Path, help="folder of run records (default: out, else the shipped records)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
@@ -50,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evidence = Evidence.load(records)
         for line in (*evidence.skipped, *evidence.left_out):
             print(line, file=sys.stderr)
-        return _draw(names, evidence, records, options.out)
+        with sole(options.out):
+            return _draw(names, evidence, records, options.out)
     except (RecordError, _UnknownFigure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,12 +72,12 @@ class _UnknownFigure(ValueError):
 
 
 def _names(asked: Sequence[str]) -> list[str]:
-    groups = {"all": FIGURES, **GROUPS}
+    groups = {"all": PAPER, **GROUPS}
     for name in asked:
         if name not in KNOWN and name not in groups:
             near = difflib.get_close_matches(name, [*KNOWN, *groups], n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise _UnknownFigure(f"there is no figure {name!r}{hint}; the figures are {', '.join(KNOWN)}")
+            raise _UnknownFigure(f"there is no figure or table {name!r}{hint}; there are {', '.join(KNOWN)}")
     return list(dict.fromkeys(figure for name in asked for figure in groups.get(name, (name,))))
 
 
@@ -87,7 +98,10 @@ def _draw(names: Sequence[str], evidence: Evidence, records: Path, out: Path) ->
             reason = f"the records lack column {error}" if isinstance(error, KeyError) else str(error)
             print(f"{name}: not drawn: {reason}", file=sys.stderr)
         else:
-            print(f"{name}: {paths[0]}, {paths[1].name}")
+            print(
+                f"{name} ({' '.join(map(str, number(name)))}): {paths[0]}, {', '.join(path.name for path in paths[1:-1])}"
+            )
+    print(f"to take them into a paper: {collect(out)}")
     return 1 if missing else 0
 
 

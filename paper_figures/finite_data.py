@@ -48,11 +48,10 @@ def _probability(axis: Axes, frame: pd.DataFrame, method: str, look: style.Look,
     counts = divergence(frame, method)
     values = [proportion(int(diverges), int(n)) for diverges, n in counts.itertuples(index=False)]
     estimates = np.array([value.estimate for value in values])
-    bars = np.array([[value.estimate - value.low, value.high - value.estimate] for value in values]).T
     axis.errorbar(
         counts.index * shift,
         estimates,
-        yerr=np.clip(bars, 0, None),
+        yerr=style.error_lengths(values),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,
@@ -68,17 +67,11 @@ def _gap(axis: Axes, frame: pd.DataFrame, look: style.Look, shift: float) -> Non
     if not values:
         return
     estimates = np.array([value.estimate for value in values.values()])
-    bars = np.array(
-        [
-            [value.estimate - value.low, value.high - value.estimate] if value.known else [0, 0]
-            for value in values.values()
-        ]
-    ).T
     x = np.array(list(values), dtype=float) * shift
     axis.errorbar(
         x,
         estimates,
-        yerr=np.clip(bars, 0, None),
+        yerr=style.error_lengths(values.values()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,

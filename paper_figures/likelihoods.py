@@ -9,14 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting, comparable
-from analysis.statistics import mean
-from paper_figures import style
+from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C4")
 CAPTION = (
     "Likelihood of the answers of labelled pairs while training, against the reference, on the language model: "
-    "held-out pairs (filled, 95 % bootstrap intervals over pairs) and training pairs (open markers, dotted). A margin can grow while the "
+    "held-out pairs (filled, 95 % intervals) and training pairs (open markers, dotted). A margin can grow while the "
     "chosen answers themselves become less likely. Right: share of a step's pairs on the flat part of their loss (a sigmoid's "
     "argument beyond 5 on either side, a logistic's beyond 5), so that they hardly move the policy; the square has none. Rows: kind of "
     "labels. Of each method the strength is shown whose reward is nearest to what all methods reach (without rewards, the largest)."
@@ -56,10 +55,7 @@ def draw(evidence: Evidence) -> Drawing:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     style.letter(axes)
     used = [setting for _, settings in groups for setting in settings]
-    remarks = (
-        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
-    )
-    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+    return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
 
 
 def _settings(evidence: Evidence, labels: str) -> list[Setting]:
@@ -83,18 +79,13 @@ def _likelihood(axis: Axes, setting: Setting, metric: str) -> None:
     items = {step: setting.items("training_pairs", metric, step) for step in setting.steps}
     training = {step: values.mean() for step, values in items.items() if len(values)}
     axis.plot(list(training), list(training.values()), color=look.colour, marker=look.marker, **_TRAINING)
-    found = {
-        step: mean(values) for step in setting.steps if len(values := setting.items("held_out_pairs", metric, step))
-    }
+    values = {step: selection.measured(setting, "held_out_pairs", metric, step) for step in setting.steps}
+    found = {step: value for step, value in values.items() if np.isfinite(value.estimate)}
     estimates = np.array([value.estimate for value in found.values()])
-    bars = [
-        (value.estimate - value.low, value.high - value.estimate) if value.known else (0.0, 0.0)
-        for value in found.values()
-    ]
     axis.errorbar(
         list(found),
         estimates,
-        yerr=np.clip(np.array(bars).reshape(-1, 2).T, 0, None),
+        yerr=style.error_lengths(found.values()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,

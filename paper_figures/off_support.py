@@ -1,104 +1,85 @@
-"""Off-support likelihood and benchmarks before and after (language model, measured; claims C3 and C6)."""
+"""Off-support likelihood: held-out samples of the reference, by objective and support of the pairs (language model, measured; C3)."""
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from analysis.claims.c6 import benchmark_changes
-from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
-from analysis.statistics import Interval, mean
-from paper_figures import style
+from analysis.evidence import FULL, Evidence, Setting
+from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
-CLAIMS = ("C3", "C6")
+CLAIMS = ("C3", "C8")
 CAPTION = (
-    "Off the support of the preferences (language model): (a) change of the log-likelihood of held-out samples"
-    " of the reference; (b) accuracy on benchmarks unrelated to the preferences, of the reference (before) and"
-    " after training on near-deterministic labels. Of each method the strength is shown whose reward is "
-    "nearest to what all methods reach. Bars: 95 % bootstrap intervals over samples and questions."
+    "Off the support of the preferences, on a language model: change of the log-likelihood of held-out samples of the reference by "
+    "training, by objective; 0 means that the policy still makes them as likely as the reference does. Filled: pairs from all of the "
+    "reference's samples; open, where the records have them: from a part of these only. Of each objective the strength is shown whose "
+    "reward is nearest to what DPO, IPO and MaxPO all reach. Bars: 95 % intervals."
 )
 
 
 def draw(evidence: Evidence) -> Drawing:
-    """Two panels: likelihood of reference samples by labels, benchmarks before and after."""
-    chosen = comparable(evidence, NEAR_DETERMINISTIC)
-    used = list(chosen.values())
-    figure, (left, right) = style.panels(style.DOUBLE, 2.6, 1, 2, width_ratios=(1, 1.3))
-    groups = [("near-deterministic", chosen)]
-    if {setting.labels for setting in evidence.settings} >= {NOISY} and _have(evidence, NOISY):
-        noisy = comparable(evidence, NOISY)
-        groups.append(("noisy", noisy))
-        used += noisy.values()
-    _likelihood(left, groups)
-    _benchmarks(right, chosen)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    style.letter((left, right))
-    remarks = (
-        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
+    """One row per objective; one panel for near-deterministic labels, one for the noisiest."""
+    kinds = selection.label_kinds(evidence)
+    shown = [kinds[0], kinds[-1]] if len(kinds) > 1 else kinds
+    supports = sorted({setting.support for setting in evidence.settings}, key=lambda name: (name != FULL, name))
+    groups = {kind: [one for support in supports for one in _group(evidence, kind, support)] for kind in shown}
+    every = [setting for settings in groups.values() for setting in settings]
+    rows = list(
+        dict.fromkeys(
+            selection.variant(setting) for setting in sorted(every, key=lambda one: supports.index(one.support))
+        )
     )
-    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+    width = style.DOUBLE if len(groups) > 1 else style.SINGLE
+    figure, axes = style.panels(width, 1.0 + 0.24 * len(rows), 1, len(groups), sharex=True, sharey=True)
+    for axis, settings in zip(axes, groups.values(), strict=True):
+        for setting in settings:
+            _row(axis, setting, rows.index(selection.variant(setting)), supports)
+        axis.axvline(0, color=style.BLACK, linewidth=0.8)
+        axis.set_title(selection.labels_title(settings))
+        axis.set_xlabel("$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of a reference sample\n[nats per completion]")
+    by_label = selection.names(every, strength=False)
+    by_variant = {selection.variant(setting): by_label[setting.label] for setting in every}
+    axes[0].set_yticks(range(len(rows)), [by_variant[row] for row in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    if len(supports) > 1:
+        figure.legend(handles=_handles(supports), loc="outside lower center", ncols=2)
+    if len(axes) > 1:
+        style.letter(axes)
+    return Drawing(figure, [run for setting in every for run in setting.runs], selection.remark(every))
 
 
-def _have(evidence: Evidence, labels: str) -> bool:
-    return {setting.objective for setting in evidence.settings if setting.labels == labels} >= set(METHODS)
+def _group(evidence: Evidence, kind: str, support: str) -> list[Setting]:
+    if any(one.labels == kind and one.support == support for one in evidence.settings):
+        return selection.matched(evidence, kind, support)
+    return []
 
 
-def _likelihood(axis: Axes, groups: list[tuple[str, dict[str, Setting]]]) -> None:
-    axis.axhline(0, color=style.BLACK, linewidth=0.8)
-    axis.plot([], [], color=style.BLACK, marker="*", markersize=7, linestyle="none", label="reference (before)")
-    for index, method in enumerate(METHODS):
-        look = style.look(method)
-        for place, (_, settings) in enumerate(groups):
-            value = mean(settings[method].items("held_out_reference_samples", "log_ratio"))
-            _bar(axis, place + 0.2 * (index - 1), value, look, look.label if place == 0 else None)
-    axis.set_xticks(range(len(groups)), [f"{name}\nlabels" for name, _ in groups])
-    axis.set_xlim(-0.6, len(groups) - 0.4)
-    axis.set_ylabel("$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of a reference\nsample  [nats per completion]")
-    axis.set_title("likelihood of reference samples")
-
-
-def _benchmarks(axis: Axes, chosen: dict[str, Setting]) -> None:
-    scores = {method: _scores(setting) for method, setting in chosen.items()}
-    tasks = sorted({task for by_task in scores.values() for task in by_task})
-    axis.set_title("benchmarks before and after")
-    axis.set_ylabel("accuracy")
-    if not tasks:
-        axis.text(0.5, 0.5, "no benchmarks in these records", transform=axis.transAxes, ha="center", va="center")
-        axis.set_xticks([])
-        return
-    for place, task in enumerate(tasks):
-        before = next(by_task[task][0] for by_task in scores.values() if task in by_task)
-        _bar(axis, place - 0.3, mean(before), style.Look("reference", style.BLACK, "*", "none"), None)
-        for index, method in enumerate(METHODS):
-            if task in scores[method]:
-                _bar(axis, place - 0.1 + 0.2 * index, mean(scores[method][task][1]), style.look(method), None)
-    axis.set_xticks(range(len(tasks)), [f"{task}\n(n = {len(next(iter(scores.values()))[task][0])})" for task in tasks])
-    axis.set_xlim(-0.6, len(tasks) - 0.4)
-
-
-def _scores(setting: Setting) -> dict[str, tuple[pd.Series, pd.Series]]:
-    """By task: the items' scores before and after."""
-    found = {}
-    for task in benchmark_changes(setting).index.get_level_values("task").unique():
-        frame = setting.evaluations
-        metric = str(frame.loc[frame["split"] == f"benchmark/{task}", "metric"].iloc[0])
-        found[str(task)] = (setting.items(f"benchmark/{task}", metric, 0), setting.items(f"benchmark/{task}", metric))
-    return found
-
-
-def _bar(axis: Axes, x: float, value: Interval, look: style.Look, label: str | None) -> None:
-    error = np.array([[value.estimate - value.low], [value.high - value.estimate]]) if value.known else None
-    size = 7 if look.marker == "*" else 5
+def _row(axis: Axes, setting: Setting, place: int, supports: list[str]) -> None:
+    look = style.look(setting.objective)
+    value = selection.measured(setting, "held_out_reference_samples", "log_ratio")
+    shift = 0.2 * (supports.index(setting.support) - (len(supports) - 1) / 2)
     axis.errorbar(
-        x,
         value.estimate,
-        yerr=error,
+        place + shift,
+        xerr=style.error_lengths([value]),
         color=look.colour,
         marker=look.marker,
-        markersize=size,
+        markersize=5,
+        fillstyle="full" if setting.support == FULL else "none",
         linestyle="none",
         elinewidth=1,
-        label=label,
     )
+
+
+def _handles(supports: list[str]) -> list[Line2D]:
+    names = {
+        name: "pairs from all samples" if name == FULL else f"pairs from {name.replace('_', '-').replace('=', ' = ')}"
+        for name in supports
+    }
+    return [
+        Line2D([], [], color=style.GREY, marker="o", linestyle="none", label=label)
+        if name == FULL
+        else Line2D([], [], color=style.GREY, marker="o", linestyle="none", fillstyle="none", label=label)
+        for name, label in names.items()
+    ]

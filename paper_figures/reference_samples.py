@@ -39,11 +39,10 @@ def draw(evidence: Evidence) -> Drawing:
     lost = [(size, group["unsampled_mass"]) for size, group in rows.groupby("samples")]
     sizes = np.array([size for size, _ in lost], dtype=float)
     shares = [proportion(int((mass > 0).sum()), len(mass)) for _, mass in lost]
-    bars = np.array([[one.estimate - one.low, one.high - one.estimate] for one in shares]).T
     right.errorbar(
         sizes,
         [one.estimate for one in shares],
-        yerr=np.clip(bars, 0, None),
+        yerr=style.error_lengths(shares),
         color=style.VERMILLION,
         marker="o",
         label="share of data sets",

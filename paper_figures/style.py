@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-SINGLE = 3.3  # column width, inches
-DOUBLE = 6.8  # text width
+from analysis.statistics import Interval
+
+SINGLE = 3.25  # column width, inches: figures are drawn at the size at which they are printed, so 7 pt are 7 pt
+DOUBLE = 6.75  # text width
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -53,6 +55,9 @@ RC: dict[str, Any] = {
 }
 
 
+LineStyle = Literal["-", "--", "-.", ":"]
+
+
 @dataclass(frozen=True)
 class Look:
     """How one method is drawn everywhere."""
@@ -60,7 +65,7 @@ class Look:
     label: str
     colour: str
     marker: str
-    line: str
+    line: LineStyle
 
 
 LOOKS = {
@@ -81,7 +86,58 @@ ONLINE = {
     "accelerated": Look("accelerated DPO", BLUE, ">", "--"),
     "best_of_n": Look("best of n", GREY, "h", ":"),
 }
-_SPARE = ((ORANGE, "D"), (SKY, "v"), (PURPLE, "P"), (GREY, "X"), (YELLOW, "*"))
+NAMES = {
+    "dpo": "DPO",
+    "cdpo": "cDPO",
+    "robust_dpo": "robust DPO",
+    "ipo": "IPO",
+    "maxpo": "MaxPO",
+    "slic_hf": "SLiC-HF",
+    "rso_hinge": "RSO hinge",
+    "exo_pref": "EXO-pref",
+    "exo_rw": "EXO-rw",
+    "infonca": "InfoNCA",
+    "nca": "NCA",
+    "bco": "BCO",
+    "kto": "KTO",
+    "sppo": "SPPO",
+    "aot": "AOT",
+    "apo_zero": "APO-zero",
+    "apo_down": "APO-down",
+    "discopop": "DiscoPOP",
+    "simpo": "SimPO",
+    "orpo": "ORPO",
+    "cpo": "CPO",
+    "chipo": "χPO",
+    "rpo": "RPO",
+    "minor_dpo": "MinorDPO",
+    "mrpo": "MRPO",
+    "dpop": "DPOP",
+    "wpo": "WPO",
+    "tdpo": "TDPO",
+    "fdpo": "f-DPO",
+    "gpo": "GPO",
+    "rdpo": "R-DPO",
+    "ld_dpo": "LD-DPO",
+    "sampo": "SamPO",
+    "beta_dpo": "β-DPO",
+    "alphapo": "AlphaPO",
+    "sft": "SFT",
+    "forward_kl": "forward KL",
+    "chosen_nll": "NLL of chosen",
+    "pretraining": "pretraining",
+    "reverse_kl": "reverse KL",
+}
+_SPARE = [
+    (colour, marker)
+    for shift in range(5)
+    for colour, marker in zip((ORANGE, SKY, PURPLE, GREY, BLACK), ("DvPXd"[shift:] + "DvPXd"[:shift]), strict=True)
+]  # 25 pairs of a colour and a marker
+
+
+def name(objective: str) -> str:
+    """An objective's name as papers print it: ``dpo+forward_kl`` is "DPO + forward KL"."""
+    return " + ".join(NAMES.get(part, part.replace("_", " ")) for part in objective.split("+"))
 
 
 def look(objective: str) -> Look:
@@ -89,7 +145,7 @@ def look(objective: str) -> Look:
     if known := LOOKS.get(objective) or ONLINE.get(objective):
         return known
     colour, marker = _SPARE[sum(objective.encode()) % len(_SPARE)]
-    return Look(objective, colour, marker, (0, (2, 1)))  # type: ignore[arg-type]
+    return Look(name(objective), colour, marker, (0, (2, 1)))  # type: ignore[arg-type]
 
 
 def order(objectives: Iterable[str]) -> list[str]:
@@ -114,6 +170,12 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **optio
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.ravel())
+
+
+def error_lengths(intervals: Iterable[Interval]) -> np.ndarray:
+    """(2, n): lengths of the bars below and above the estimates; NaN, so no bar, where there is no interval."""
+    bars = [(one.estimate - one.low, one.high - one.estimate) if one.known else (np.nan, np.nan) for one in intervals]
+    return np.maximum(np.asarray(bars, dtype=np.float64).reshape(-1, 2), 0.0).T
 
 
 def letter(axes: Iterable[Axes]) -> None:

@@ -8,16 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
-from analysis.statistics import mean
-from paper_figures import style
+from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
 CLAIMS = ("C1", "C4")
 CAPTION = (
     "Training on the language model: preference accuracy on held-out pairs (filled) and on training pairs "
     "(open markers, dotted), per-token KL to the reference on held-out prompts, and the change of the "
-    "log-likelihood of the chosen answers of held-out pairs. Rows: kind of labels. Bars: 95 % bootstrap "
-    "intervals over pairs or prompts. Of each method the strength is shown whose reward is nearest to what all"
+    "log-likelihood of the chosen answers of held-out pairs. Rows: kind of labels. Bars: 95 % "
+    "intervals. Of each method the strength is shown whose reward is nearest to what all"
     " methods reach."
 )
 COLUMNS = (
@@ -48,10 +47,7 @@ def draw(evidence: Evidence) -> Drawing:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     style.letter(axes)
     used = [setting for _, settings in groups for setting in settings.values()]
-    remarks = (
-        "Strengths: " + ", ".join(f"{setting.label} ({setting.labels.replace('_', '-')})" for setting in used) + "."
-    )
-    return Drawing(figure, [run for setting in used for run in setting.runs], remarks)
+    return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
 
 
 def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
@@ -62,21 +58,15 @@ def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
 
 
 def _measured(axis: Axes, setting: Setting, split: str, metric: str, look: style.Look) -> None:
-    values = {step: setting.items(split, metric, step) for step in setting.steps}
-    found = {step: mean(items) for step, items in values.items() if len(items)}
+    values = {step: selection.measured(setting, split, metric, step) for step in setting.steps}
+    found = {step: value for step, value in values.items() if np.isfinite(value.estimate)}
     if not found:
         return
     estimates = np.array([value.estimate for value in found.values()])
-    bars = np.array(
-        [
-            [value.estimate - value.low, value.high - value.estimate] if value.known else [0, 0]
-            for value in found.values()
-        ]
-    ).T
     axis.errorbar(
         list(found),
         estimates,
-        yerr=np.clip(bars, 0, None),
+        yerr=style.error_lengths(found.values()),
         color=look.colour,
         marker=look.marker,
         linestyle=look.line,

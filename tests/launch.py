@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import pickle
 import socket
@@ -13,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["llm_runs.training", "llm_runs.evaluation", "test_training"])
+from forkserver import CONTEXT
 
 
 def launch(
@@ -28,7 +26,7 @@ def launch(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [_CONTEXT.Process(target=_one, args=(rank, size, port, folder, work, arguments)) for rank in range(size)]
+    started = [CONTEXT.Process(target=_one, args=(rank, size, port, folder, work, arguments)) for rank in range(size)]
     for process in started:
         process.start()
     try:

@@ -51,6 +51,13 @@ def test_imports_point_one_way(package: str) -> None:
         assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
+def test_notebooks_lie_in_a_room_but_belong_to_no_package() -> None:
+    """Notebooks are a user of all rooms: they may import any of them, and nothing can import a notebook."""
+    folder = ROOT / "analysis" / "notebooks"
+    assert list(folder.glob("*.ipynb"))
+    assert not list(folder.rglob("*.py"))
+
+
 def test_the_losses_know_nothing_of_models_files_or_trainers() -> None:
     outside = {"transformers", "tokenizers", "datasets", "peft", "accelerate", "trl", "lm_eval", "pandas"}
     for file in (ROOT / "objectives").rglob("*.py"):

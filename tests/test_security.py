@@ -20,8 +20,8 @@ import torch
 
 import objectives
 from analysis import records
-from analysis.redaction import redact
-from llm_runs import data, models, sft
+from analysis.records import redact
+from llm_runs import checkpoints, data, models
 from llm_runs.__main__ import main
 from llm_runs.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from llm_runs.errors import InputError
@@ -227,9 +227,14 @@ def test_a_checkpoint_with_code_in_it(
     name: str, form: str, interrupted: Path, evil: bytes, evil_torch: bytes, mark: Path, tiny: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(interrupted, tmp_path / "out"))
-    file = Path(sft.last_checkpoint(out / "checkpoints") or "") / name
+    checkpoint = Path(checkpoints.last_checkpoint(out / "checkpoints") or "")
+    file = checkpoint / name
     assert file.is_file()
     file.write_bytes(evil if form == "pickle" else evil_torch)
+    assert (
+        checkpoints.last_checkpoint(out / "checkpoints") is None
+    )  # its checksum is another; but who writes there can write that, too
+    checkpoints.seal(checkpoint)
     arguments: dict[str, Any] = {"config": CONFIG, "seed": 0, "out": out}
     if name == "training_args.bin":  # written by transformers, read by nobody
         train(models.load_model(tiny), SIMPO, PAIRS, **arguments)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from analysis.records import RecordError, is_complete, write_run
+from analysis.records import RecordError, is_complete, sole, write_run
 from objectives import ObjectiveError
 from objectives.domains import unknown_name
+from toy_bandits import verify
 from toy_bandits.errors import BanditError
 from toy_bandits.experiments import EXPERIMENTS, Experiment
 from toy_bandits.frontiers import command as frontiers_command
@@ -33,7 +35,7 @@ A finished experiment is skipped when the command is run again; --again makes it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 on success, 2 on bad input."""
+    """Run the command line; 0 on success, 1 where what was verified does not reproduce, 2 on bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m toy_bandits",
         description="Preference objectives in tabular bandits, solved exactly.",
@@ -51,13 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     run.add_argument("--out", type=Path, required=True, help="folder; each experiment writes a folder of its own in it")
     run.add_argument("--again", action="store_true", help="make finished experiments anew")
-    subcommands = (worlds_command, loops_command, frontiers_command, profile_command, leaderboard_command)
+    subcommands = (worlds_command, loops_command, frontiers_command, profile_command, leaderboard_command, verify)
     for command in subcommands:
         command.add_parser(commands)
     chosen = parser.parse_args(arguments)
     try:
         if hasattr(chosen, "handler"):
-            return int(chosen.handler(chosen))
+            out = (
+                getattr(chosen, "out", None) if chosen.command != "loop" else None
+            )  # a loop has a folder of its own there
+            with sole(out) if out is not None else contextlib.nullcontext():
+                return int(chosen.handler(chosen))
         if chosen.command == "list":
             for name, experiment in EXPERIMENTS.items():
                 print(f"{name:<18} {experiment.claim}")
@@ -76,18 +82,19 @@ def _run(experiments: list[Experiment], out: Path, again: bool) -> int:
     for experiment in bar:
         bar.set_description(experiment.name)
         folder = out / experiment.name
-        if not again and is_complete(folder, experiment.config()):
-            tqdm.write(f"{experiment.name}: already complete in {folder}")
-            continue
-        results = experiment.results()
-        write_run(
-            folder,
-            kind="bandit",
-            id=f"bandit/{experiment.name}",
-            config=experiment.config(),
-            seeds={"data": experiment.config().get("seed", 0)},
-            tables={"results": results},
-        )
+        with sole(folder):
+            if not again and is_complete(folder, experiment.config()):
+                tqdm.write(f"{experiment.name}: already complete in {folder}")
+                continue
+            results = experiment.results()
+            write_run(
+                folder,
+                kind="bandit",
+                id=f"bandit/{experiment.name}",
+                config=experiment.config(),
+                seeds={"data": experiment.config().get("seed", 0)},
+                tables={"results": results},
+            )
         tqdm.write(f"{experiment.name}: {len(results)} rows in {folder}")
     return 0
 

@@ -182,7 +182,7 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "KL on near-deterministic less noisy labels, mean over the strengths run on both: above 0 for DPO, "
         "and larger for DPO than for IPO and MaxPO; paired by seed and prompt, 95 %.",
     },
-    figures=("determinism", "frontier_llm"),
+    figures=("finding", "determinism", "frontier_llm"),
     bandit=bandit,
     language_model=language_model,
 )

@@ -80,6 +80,6 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: f"change of accuracy over all benchmark items below 0 for DPO and IPO, above -{HOLD} for MaxPO, and "
         "MaxPO's above both others'; paired by seed and item, 95 %."
     },
-    figures=("off_support",),
+    figures=("benchmarks", "benchmarks_table"),
     language_model=language_model,
 )

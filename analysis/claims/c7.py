@@ -118,7 +118,7 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "the same mean difference of reward at equal KL, on near-deterministic and on noisy labels, is above 0; "
         "points are chosen on one half of the prompts and measured on the other, both ways round; paired by seed and prompt, 95 %.",
     },
-    figures=("frontier_bandit", "frontier_llm"),
+    figures=("frontier_bandit", "frontier_llm", "overoptimisation"),
     bandit=bandit,
     language_model=language_model,
 )

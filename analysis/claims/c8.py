@@ -98,7 +98,7 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "change of their log-likelihood with the term less without it, at the same strength, above 0; "
         "paired by seed and sample, 95 %.",
     },
-    figures=("ablation",),
+    figures=("ablation", "factorial_table", "off_support"),
     bandit=bandit,
     language_model=language_model,
 )

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from analysis.records import atomic_write
+from analysis.records import atomic_write, fingerprint, publish
 from llm_runs.errors import InputError
 
 FORMAT = 1
@@ -94,10 +94,8 @@ class Writer(Generic[T]):
             self._writer.close()
             self._file.close()
             name = f"part-{len(self.parts):05}.arrow"
-            with self._partial.open("rb+") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            self._partial.replace(self.folder / name)
+            digest = fingerprint(self._partial)
+            publish(self._partial, self.folder / name)
             self.parts.append({"name": name, "rows": self._count, "sha256": digest})
             self._writer, self._count = None, 0
         values = {"format": FORMAT, "key": self.key, "complete": complete, "parts": self.parts}

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.records import atomic_write, fingerprint, is_complete, write_run
-from llm_runs import account, dry_run, engines, models, pipeline
+from llm_runs import account, dry_run, engines, models, pipeline, processes
 from llm_runs.account import Step
 from llm_runs.config import DELIVERY, NOT_DECISIVE, OnlineMethod, RunConfig
 from llm_runs.errors import InputError
@@ -82,14 +82,24 @@ def hyperparameters(config: RunConfig, method: str) -> dict[str, Any]:
 
 
 def run(experiment: Experiment, method: str) -> str | None:
-    """Run one method, from its last finished round on, and write its record; None if it is there already."""
+    """Run one method, from its last finished round on, and write its record; None if it is there already.
+
+    Raises:
+        LockError: another process is running it.
+    """
+    folder = experiment.out / "runs" / slug(experiment.config, method)
+    with processes.sole(folder):
+        return _run(experiment, method, folder)
+
+
+def _run(experiment: Experiment, method: str, folder: Path) -> str | None:
     config = experiment.config
-    folder = experiment.out / "runs" / slug(config, method)
     bench = Bench(experiment)
     settings = _settings(bench, method)
-    if is_complete(folder, settings):
-        return None
     work = folder / "unfinished"
+    if is_complete(folder, settings):
+        shutil.rmtree(work, ignore_errors=True)  # in case it was killed between writing and clearing
+        return None
     engine = engines.resolve(config.sampling.engine, experiment.device)
     _claim(work, fingerprint(settings))
     tables = best_of_n(bench) if method == BEST_OF_N else _rounds(bench, LOOPS[method], work)
@@ -101,7 +111,7 @@ def run(experiment: Experiment, method: str) -> str | None:
         kind="llm",
         id=f"{config.name}/{folder.name}",
         config=settings,
-        seeds={"data": config.seed, "sampling": config.seed, "online": bench.labels.seed},
+        seeds=config.seeds_of(bench.labels.seed) | {"online": bench.labels.seed},
         tables=tables,
         device=pipeline.device_name(experiment.device),
         extra={"samples": experiment.sampled_with, "rollouts": {"engine": engine, "version": engines.version(engine)}},
@@ -200,6 +210,8 @@ def _settings(bench: Bench, method: str) -> dict[str, Any]:
     settings = config.to_dict()
     for key in NOT_DECISIVE:
         del settings[key]
+    if not config.own_seeds:
+        del settings["seeds"]
     for key in DELIVERY:
         del settings["training"][key]
     own = hyperparameters(config, method)

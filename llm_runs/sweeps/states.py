@@ -10,11 +10,8 @@ DIR/sweep/jobs/            submitit's files; slurm.json: what was submitted ther
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +19,11 @@ from typing import Any
 
 import psutil
 
+from analysis.records import LockError, atomic_write
+from analysis.records.locks import check_locks, locked
 from llm_runs.errors import InputError
 
 FORMAT = 1
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -129,67 +127,7 @@ class Folder:
 
 def write(path: Path, values: Any) -> None:
     """JSON, whole or not at all."""
-    from analysis.records import atomic_write  # which loads pandas: not for those who only read
-
     atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-class LockError(InputError):
-    """Locks do not work here, or another command holds one."""
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True, use: bool = True) -> Iterator[bool]:
-    """Hold the lock `path` of this machine, and of others where the file system passes locks on; yields whether it is held.
-
-    Args:
-        path: a file, made if needed.
-        wait: until it is free; else yield False at once where another holds it.
-        use: False: do without.
-
-    Raises:
-        LockError: the file system has no locks.
-    """
-    if not use:
-        yield True
-        return
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        held = False
-        while not held:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError:
-                if not wait:
-                    break
-                time.sleep(0.5)
-            except OSError as error:
-                if error.errno in _NO_LOCKS:
-                    raise LockError(_without_locks(path, error.strerror or str(error))) from error
-                raise
-        yield held
-    finally:
-        os.close(descriptor)  # which gives the lock back
-
-
-def check_locks(folder: Path) -> None:
-    """LockError where locks in `folder` do not work: taking one fails, or a second process gets it, too."""
-    path = folder / "try.lock"
-    with locked(path):
-        pid = os.fork()
-        if pid == 0:
-            status = 2
-            with contextlib.suppress(BaseException), locked(path, wait=False) as held:
-                status = int(held)
-            os._exit(status)
-        _, status = os.waitpid(pid, 0)
-    path.unlink(missing_ok=True)
-    if os.waitstatus_to_exitcode(status) == 1:
-        raise LockError(_without_locks(path, "two processes got the same lock"))
 
 
 @contextlib.contextmanager
@@ -203,17 +141,12 @@ def only_command(folder: Folder, sweep: str, tasks: Sequence[Task], *, locks: bo
         check_locks(folder.own)
     with locked(folder.own / "sweep.lock", wait=False, use=locks) as free:
         if not free:
-            raise LockError(f"another command is doing this sweep: wait for it, or see `sweep-status {folder.out}`")
+            raise LockError(
+                folder.out, f"another command is doing this sweep: wait for it, or see `sweep-status {folder.out}`"
+            )
         folder.write_plan(sweep, tasks, locks=locks)
         folder.make_private()
         yield
-
-
-def _without_locks(path: Path, reason: str) -> str:
-    return (
-        f"locks do not work in {path.parent} ({reason}): put --out on another file system (NFS: version 4; Lustre: mounted with flock), "
-        "or add --no-locks and give this command once at a time"
-    )
 
 
 def alive(state: State) -> bool:

@@ -8,9 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.records.locks import locked
 from llm_runs.account import duration
 from llm_runs.sweeps import queue
-from llm_runs.sweeps.states import Folder, State, Task, alive, locked
+from llm_runs.sweeps.states import Folder, State, Task, alive
 
 KINDS = ("done", "running", "waiting", "stopped", "failed")
 

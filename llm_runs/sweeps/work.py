@@ -15,8 +15,9 @@ from typing import Any
 
 import submitit
 
+from analysis.records.locks import SWITCH, locked
 from llm_runs.errors import InputError
-from llm_runs.sweeps.states import Folder, State, Task, alive, locked
+from llm_runs.sweeps.states import Folder, State, Task, alive
 
 
 class Job:
@@ -56,6 +57,8 @@ class _Worker:
         plan = self.folder.plan()
         self.tasks: dict[str, Task] = plan["tasks"]
         self.locks: bool = plan["locks"]
+        if not self.locks:
+            os.environ[SWITCH] = "1"  # for the folders of the runs, too
         self._experiments: dict[str, Any] = {}
 
     def run(self, name: str) -> bool:
@@ -65,11 +68,11 @@ class _Worker:
             if folder.done(task):
                 return True
             before = folder.state(name)
-            began, cpu = time.time(), time.process_time()
+            began, start, cpu = time.time(), time.monotonic(), time.process_time()
             attempts = before.attempts + 1 if before and before.key == task.key else 1
 
             def note(state: str, said: str) -> None:
-                spent = time.time() - began, time.process_time() - cpu
+                spent = time.monotonic() - start, time.process_time() - cpu  # whatever happens to the clock
                 about = (socket.gethostname(), os.getpid(), _job_id(), began, *spent, attempts, task.parts)
                 folder.set_state(name, State(state, task.key, said, *about))
 

@@ -21,12 +21,12 @@ from tokenizers import pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
-from llm_runs import guards, reference
+from llm_runs import checkpoints, guards, reference
+from llm_runs.checkpoints import last_checkpoint
 from llm_runs.config import ConfigError, ReferenceConfig, RunConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.models import tiny_random, tokenizer_fingerprint
 from llm_runs.reference import ReferenceLogps
-from llm_runs.sft import last_checkpoint
 from llm_runs.training import TrainingError, train
 
 
@@ -227,10 +227,17 @@ def test_a_killed_process_goes_on_to_bit_identical_weights(tmp_path: Path) -> No
     assert set(resumed["step"]) == set(range(1, 7))
 
 
-def test_a_checkpoint_whose_state_is_torn_is_passed_over(tmp_path: Path) -> None:
-    for step, state in ((1, '{"global_step": 1}'), (2, '{"global_st')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+def test_a_checkpoint_that_is_not_as_it_was_sealed_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "shards").mkdir(parents=True)
+        for name in ("trainer_state.json", "shards/0.safetensors"):
+            (folder / name).write_text("whole")
+        if step != 5:  # killed before it was sealed
+            checkpoints.seal(folder)
+    (tmp_path / "checkpoint-4" / "checksums.json").write_text('{"trainer_st')
+    (tmp_path / "checkpoint-3" / "shards" / "0.safetensors").write_text("torn")
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 

@@ -64,6 +64,7 @@ def record(tmp_path: Path) -> Path:
 def test_the_card_states_what_the_record_holds(record: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     text = model_card.write(tmp_path / "model", record).read_text()
+    assert "built-in" not in text  # the counts of items, not a method of that name
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.tags == ["preference-optimization", "maxpo", "chosen_nll"]
     assert card.data.pipeline_tag == "text-generation"

@@ -70,7 +70,7 @@ def test_every_objective_is_recorded_on_every_kind_of_labels(finished: Path) -> 
     for record in found.values():
         assert set(record.tables) == {"metrics", "evaluations", "samples"}
         assert record.config["training"]["steps"] == 4
-        assert set(record.seeds) == {"data", "sampling", "labels", "training"}
+        assert set(record.seeds) == {"splits", "fine_tuning", "sampling", "labels", "order", "initialisation"}
         samples = record.manifest["extra"]["samples"]
         assert set(samples) == {"pairs", "reference", "held_out_reference", "held_out_pairs"}
         assert len({about["seed"] for about in samples.values()}) == 4

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import objectives
 from analysis.records import find_runs
 from llm_runs import benchmarks, processes, reference, sampling, sft, sharding, training
+from llm_runs.checkpoints import last_checkpoint
 from llm_runs.config import EvaluationConfig, LoRAConfig, ReferenceConfig, SamplingConfig, SFTConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
@@ -33,7 +34,6 @@ from llm_runs.microbatches import Microbatches, needs_in_training
 from llm_runs.mismatched import Mismatched
 from llm_runs.models import load_model, load_tokenizer, save, tiny_random
 from llm_runs.reference import ReferenceLogps, ScoredCompletion
-from llm_runs.sft import last_checkpoint
 
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo(beta=0.1)", {}),

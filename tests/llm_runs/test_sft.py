@@ -72,6 +72,9 @@ def test_an_interruption_does_not_change_the_result(
     whole = fresh_model()
     losses = sft.train(whole, samples, config, seed=1, checkpoints=tmp_path / "whole")
     assert losses[-1][1] < losses[0][1]
+    ended = fresh_model()  # killed after its last step, before its weights were saved
+    assert sft.train(ended, samples, config, seed=1, checkpoints=tmp_path / "whole") == losses
+    assert all(torch.equal(ended.state_dict()[name], weight) for name, weight in whole.state_dict().items())
 
     step, seen = Trainer.training_step, []
 
@@ -86,7 +89,7 @@ def test_an_interruption_does_not_change_the_result(
         sft.train(fresh_model(), samples, config, seed=1, checkpoints=tmp_path / "cut")
     (tmp_path / "cut" / "checkpoint-8").mkdir()  # one that was being written: it has no state yet
     again = fresh_model()
-    sft.train(again, samples, config, seed=1, checkpoints=tmp_path / "cut")
+    assert sft.train(again, samples, config, seed=1, checkpoints=tmp_path / "cut") == losses
     assert seen == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 10, 11]
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=1e-6, msg=name)

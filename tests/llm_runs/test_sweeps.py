@@ -24,7 +24,8 @@ import pytest
 import submitit
 import yaml
 
-from analysis.records import find_runs
+from analysis.records import LockError, find_runs
+from analysis.records.locks import check_locks, locked
 from llm_runs.__main__ import main
 from llm_runs.config import RunConfig
 from llm_runs.errors import InputError
@@ -32,7 +33,7 @@ from llm_runs.strict import ConfigError
 from llm_runs.sweeps import estimate, local, stages, status, tasks
 from llm_runs.sweeps.batches import Batch, batches, runs_per_job
 from llm_runs.sweeps.spec import SweepConfig
-from llm_runs.sweeps.states import Folder, LockError, State, Task, check_locks, locked
+from llm_runs.sweeps.states import Folder, State, Task
 from llm_runs.sweeps.work import Job
 
 # Smaller still than the tiny configuration.
@@ -208,32 +209,33 @@ class Held(Job):
 
 
 @pytest.mark.slow
-def test_a_job_whose_time_is_up_is_queued_again(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_time_is_up_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By submitit, on the signal that comes before a job's time is up; the run goes on from its checkpoint and gives the same."""
-    name = "main/dpo_beta=0.1-noisy-seed0"
-    record = copy / "main" / "runs" / "dpo_beta=0.1-noisy-seed0"
-    wanted = {run.folder.name: run for run in find_runs(copy / "main")[0]}[record.name].table("evaluations")
-    shutil.rmtree(record)
-    plan(copy, tmp_path, objectives=["dpo"])
+    name, out = "main/dpo_beta=0.1-noisy-seed0", tmp_path / "out"
+    planned = plan(out, tmp_path, objectives=["dpo"], seeds=[0], data={"main": {}})
+    Job(out, [task.id for task in planned])()
+    (run,) = find_runs(out)[0]
+    wanted = run.table("evaluations")
+    shutil.rmtree(run.folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=1)
-    executor.update_parameters(timeout_min=1.5, signal_delay_s=30, stderr_to_stdout=True)
-    job = executor.submit(Held(copy, [name]))
-    end = time.monotonic() + 60
-    while not (copy / "held").exists():
+    executor.update_parameters(timeout_min=3.0, signal_delay_s=90, stderr_to_stdout=True)
+    job = executor.submit(Held(out, [name]))
+    end = time.monotonic() + 90
+    while not (out / "held").exists():
         assert time.monotonic() < end, "it did not come to its second step in time"
         time.sleep(0.1)
-    (line,) = [line for line in status.lines(copy) if line.task.id == name]
+    (line,) = [line for line in status.lines(out) if line.task.id == name]
     assert line.kind == "running"
     job.wait()
-    said = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*.out"))
+    said = Folder(out).log(name).read_text()  # which has what submitit says while the task is done
     assert job.exception() is None, said
     assert "this job is timed-out" in said
     assert "Requeued job" in said
-    state = Folder(copy).state(name)
+    state = Folder(out).state(name)
     assert state is not None
     assert (state.state, state.attempts) == ("done", 3)  # at first, told to go, and again
-    (again,) = [run for run in find_runs(copy / "main")[0] if run.folder.name == record.name]
+    (again,) = find_runs(out)[0]
     pd.testing.assert_frame_equal(again.table("evaluations"), wanted)
     loss = again.table("metrics").query("name == 'loss'")
     assert loss["step"].tolist() == [1, 2, 3, 4]  # none twice, none left out
@@ -552,7 +554,9 @@ def test_locks_that_do_not_work_are_said(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", missing)
-    with pytest.raises(LockError, match=r"locks do not work in .*No locks available.*another file system.*--no-locks"):
+    with pytest.raises(
+        LockError, match=r"locks do not work there .*No locks available.*another file system.*--no-locks"
+    ):
         check_locks(tmp_path)
     with locked(tmp_path / "a", use=False) as held:
         assert held

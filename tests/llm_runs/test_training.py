@@ -23,13 +23,13 @@ from transformers import (
 
 import objectives
 from llm_runs import reference, training
+from llm_runs.checkpoints import last_checkpoint
 from llm_runs.config import LoRAConfig, ReferenceConfig, TrainingConfig
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.microbatches import Microbatches
 from llm_runs.models import tiny_random
 from llm_runs.reference import ReferenceLogps, model_fingerprint
-from llm_runs.sft import last_checkpoint
 from llm_runs.training import TrainingError, train
 
 VOCABULARY = 50

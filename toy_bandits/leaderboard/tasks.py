@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 import objectives
 from analysis.records import is_complete, read_run, write_run
@@ -24,6 +22,7 @@ from toy_bandits.errors import BanditError
 from toy_bandits.expectations import SUPPLIERS
 from toy_bandits.leaderboard import selecting
 from toy_bandits.leaderboard.selecting import RULE
+from toy_bandits.pool import pool
 from toy_bandits.profile.measuring import identity, slug
 from toy_bandits.solution import UNSOLVED
 
@@ -65,16 +64,19 @@ class Task:
     def make(self, out: Path) -> None:
         """Measure and record. An objective that breaks in a diagnostic has no score there, and the reason."""
         began = time.process_time()
-        rows = [*self._scores(), *self._choices()]
         write_run(
             self.folder(out),
             kind="bandit",
             id=f"bandit/scores/{self.name}",
             config=self.config,
             seeds={"data": 0},
-            tables={"results": pd.DataFrame(rows, columns=list(COLUMNS))},
+            tables={"results": self.results()},
             extra={"cpu_seconds": time.process_time() - began},
         )
+
+    def results(self) -> pd.DataFrame:
+        """The rows of the record, with `COLUMNS`."""
+        return pd.DataFrame([*self._scores(), *self._choices()], columns=list(COLUMNS))
 
     def _scores(self) -> Iterator[tuple[Any, ...]]:
         chosen = [DIAGNOSTICS[name] for name in self.diagnostics]
@@ -141,15 +143,14 @@ def run(
             task.make(out)
             step(task)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending = {pool.submit(task.make, out): task for task in missing}
+    with pool(workers) as processes:
+        pending = {processes.submit(task.make, out): task for task in missing}
         try:
             for future in as_completed(pending):
                 future.result()
                 step(pending[future])
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            processes.shutdown(wait=False, cancel_futures=True)
             raise
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from analysis.records import is_complete, write_run
+from analysis.records import is_complete, sole, write_run
 from objectives.domains import hyperparameters
 from toy_bandits import loops, worlds
 from toy_bandits.arguments import setting
@@ -56,21 +57,22 @@ def run(chosen: argparse.Namespace) -> int:
     world = find(chosen.world or ("several_references/0" if loop.needs_references else "bradley_terry/1"), own)
     config = {**loop.config(), "world": world.id, "world_settings": dict(world.settings)}
     folder = None if chosen.out is None else chosen.out / loop.name / world.id.replace("/", "-")
-    if folder is not None and not chosen.again and is_complete(folder, config):
-        print(f"{loop.name} in {world.id}: already complete in {folder}")
-        return 0
-    frame = loops.record(loop, world.problem, progress=lambda steps: tqdm(steps, unit="step", disable=None))
-    if folder is not None:
-        seeds = {"sampling": config.get("seed", 0)}
-        write_run(
-            folder,
-            kind="bandit",
-            id=f"bandit/{loop.name}/{world.id}",
-            config=config,
-            seeds=seeds,
-            tables={"results": frame},
-        )
-        print(f"{len(frame)} rows in {folder}")
+    with sole(folder) if folder is not None else contextlib.nullcontext():
+        if folder is not None and not chosen.again and is_complete(folder, config):
+            print(f"{loop.name} in {world.id}: already complete in {folder}")
+            return 0
+        frame = loops.record(loop, world.problem, progress=lambda steps: tqdm(steps, unit="step", disable=None))
+        if folder is not None:
+            seeds = {"sampling": config.get("seed", 0)}
+            write_run(
+                folder,
+                kind="bandit",
+                id=f"bandit/{loop.name}/{world.id}",
+                config=config,
+                seeds=seeds,
+                tables={"results": frame},
+            )
+            print(f"{len(frame)} rows in {folder}")
     print(_table(frame))
     return 0
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import objectives
 from objectives import Objective
 from toy_bandits.diagnostics import DIAGNOSTICS
+from toy_bandits.pool import pool
 from toy_bandits.profile import measuring
 from toy_bandits.profile.measuring import FRONTIER
 
@@ -40,20 +39,19 @@ def prepare(
     missing = [(each, name) for each in everyone for name in chosen if again or not measuring.done(each, out, name)]
     if workers == 1 or len(missing) < 2:
         return False
-    context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        pool(workers) as processes,
         tqdm(total=len(missing), unit="probe", disable=None, leave=False) as bar,
     ):
         # A label says all of an objective; the objective itself, which is made of functions, does not travel.
-        pending = {pool.submit(_make, each.label, out, name): each.label for each, name in missing}
+        pending = {processes.submit(_make, each.label, out, name): each.label for each, name in missing}
         try:
             for future in as_completed(pending):
                 future.result()
                 bar.set_description(pending[future])
                 bar.update()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            processes.shutdown(wait=False, cancel_futures=True)
             raise
     return True
 

@@ -1,6 +1,6 @@
 """Run records: one folder per run, ``run.json`` beside tidy Parquet tables; written whole or not at all, verified when read.
 
-    FOLDER/run.json          manifest: format, kind, id, config, seeds, versions, times, and a sha256 of every table
+    FOLDER/run.json          manifest: format, kind, id, config, seeds, versions, times, and a sha256 of every table and of itself
     FOLDER/<table>.parquet   tidy tables (``results`` for bandits; ``metrics``, ``evaluations``, ``samples`` for language models)
 
 All tables are first written in full under temporary names, then renamed, ``run.json`` last. A full disk or an
@@ -20,16 +20,18 @@ import math
 import os
 import platform
 import re
-import secrets
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from analysis.records.files import RecordError, atomic_write, make_folder, os_errors, stage, sync_folder
 
-from analysis.redaction import redact as redact  # producers take it from here
+if TYPE_CHECKING:
+    import pandas as pd  # loaded where tables are: not for those who only lock and look
+
+from analysis.records.redaction import redact
 
 FORMAT_VERSION = 1
 MANIFEST = "run.json"
@@ -49,15 +51,6 @@ _VERSIONED_PACKAGES = (
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # A folder with one of these and no manifest is an interrupted run, worth a line; other Parquet files are somebody's data.
 _RUN_TABLES = ("results.parquet", "metrics.parquet", "evaluations.parquet")
-
-
-class RecordError(ValueError):
-    """A record cannot be written or read. The message names the file and the reason."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        self.path = Path(path)
-        self.reason = " ".join(reason.split())  # one line, also where a library said several
-        super().__init__(f"{self.path}: {self.reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +98,8 @@ class Run:
         path = _table_path(self.folder, name)
         content = _read_bytes(path)
         _verify(path, hashlib.sha256(content).hexdigest(), self.manifest["tables"][name]["sha256"])
+        import pandas as pd
+
         try:
             return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
         except Exception as error:  # pyarrow raises several unrelated types on a malformed file
@@ -141,15 +136,14 @@ def write_run(
     """
     folder = Path(folder)
     manifest_path = folder / MANIFEST
-    with _os_errors(folder, "cannot make the folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     staged: dict[Path, Path] = {}  # final path -> temporary path; all complete before the first rename
     try:
         entries = {}
         for name, frame in tables.items():
             path = _table_path(folder, name)
             content = _parquet_bytes(path, frame)
-            staged[path] = _stage(path, content)
+            staged[path] = stage(path, content)
             entries[name] = {
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "rows": len(frame),
@@ -164,20 +158,17 @@ def write_run(
             "seeds": seeds,
             "data_fingerprint": data_fingerprint,
             "device": device,
-            "code": code_version(),
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
+            **circumstances(),
             "times": {"written": datetime.now(UTC).isoformat(timespec="seconds")},
             "tables": entries,
             "extra": extra or {},
         }
-        text = json.dumps(redact(_plain(manifest, manifest_path)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        staged[manifest_path] = _stage(manifest_path, text.encode())  # last in, last renamed
+        text = _manifest_text(redact(_plain(manifest, manifest_path)))
+        staged[manifest_path] = stage(manifest_path, text.encode())  # last in, last renamed
         for path, temporary in staged.items():
-            with _os_errors(path, "cannot be written"):
+            with os_errors(path, "cannot be written"):
                 temporary.replace(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
@@ -240,8 +231,7 @@ def copy_run(run: Run, folder: str | os.PathLike[str], without: Collection[str] 
         content = _read_bytes(_table_path(run.folder, name))
         _verify(_table_path(run.folder, name), hashlib.sha256(content).hexdigest(), entry["sha256"])
         atomic_write(_table_path(folder, name), content)
-    manifest = json.dumps({**run.manifest, "tables": kept}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return atomic_write(folder / MANIFEST, manifest.encode()).parent
+    return atomic_write(folder / MANIFEST, _manifest_text({**run.manifest, "tables": kept}).encode()).parent
 
 
 def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bool:
@@ -258,29 +248,6 @@ def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bo
             raise
         return False
     return bool(run.manifest["config"] == redact(_plain(config, folder / MANIFEST)))
-
-
-def atomic_write(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
-    """Write a file whole or not at all: temporary file in the same folder, fsync, rename. Folders are made as needed.
-
-    Args:
-        path: the file.
-        content: its bytes, or a function that writes them into the open binary file it is given.
-
-    Raises:
-        RecordError: the file system refused; a file that was there before is left as it was.
-    """
-    path = Path(path)
-    with _os_errors(path, "cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _stage(path, content)
-    try:
-        with _os_errors(path, "cannot be written"):
-            temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def fingerprint(value: Any) -> str:
@@ -306,13 +273,13 @@ def code_version() -> dict[str, str | bool | None]:
     """The code that runs: ``commit`` and ``dirty`` when it is a git checkout (else None), and the package's ``version``."""
     commit = dirty = None
     source = Path(__file__).resolve()
-    root = source.parent.parent
+    root = source.parent.parent.parent
     # An installed package may lie inside somebody else's checkout: only a tree that tracks this very file counts.
     if _git(root, "ls-files", "--error-unmatch", str(source)) is not None:
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--untracked-files=no")
         dirty = None if changes is None else bool(changes)
-    distributions = importlib.metadata.packages_distributions().get(__package__ or "analysis", [])
+    distributions = importlib.metadata.packages_distributions().get("analysis", [])
     version = importlib.metadata.version(distributions[0]) if distributions else None
     return {"commit": commit, "dirty": dirty, "version": version}
 
@@ -344,9 +311,22 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("status") != "complete":
         raise RecordError(path, f"the run did not finish (status {manifest.get('status')!r})")
     for name, entry in manifest["tables"].items():
+        _table_path(folder, name)
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise RecordError(path, f"is damaged: table {name!r} has no checksum")
+    if manifest.get("sha256", _digest(manifest)) != _digest(manifest):  # records of earlier versions have none
+        raise RecordError(path, "is damaged: it is not what was written (wrong checksum); make the run again")
     return manifest
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """A manifest as it is written: with its own checksum."""
+    return json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """The checksum of a manifest, itself left out."""
+    return fingerprint({key: value for key, value in manifest.items() if key != "sha256"})
 
 
 def _table_path(folder: Path, name: str) -> Path:
@@ -356,6 +336,8 @@ def _table_path(folder: Path, name: str) -> Path:
 
 
 def _parquet_bytes(path: Path, frame: pd.DataFrame) -> bytes:
+    import pandas as pd
+
     buffer = io.BytesIO()
     # Numbers byte by byte, the rest by dictionary: two thirds of the size that the defaults give.
     numbers = [name for name in frame.columns if pd.api.types.is_float_dtype(frame[name])]
@@ -369,41 +351,6 @@ def _parquet_bytes(path: Path, frame: pd.DataFrame) -> bytes:
     except Exception as error:  # pyarrow raises several unrelated types on what it cannot store
         raise RecordError(path, f"the table cannot be stored as Parquet ({error})") from error
     return buffer.getvalue()
-
-
-def _stage(path: Path, content: bytes | Callable[[BinaryIO], object]) -> Path:
-    """Write ``content``, synced to disk, into a new temporary file beside ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with _os_errors(path, "cannot be written"), temporary.open("xb") as handle:
-            if callable(content):
-                content(handle)
-            else:
-                handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` durable, where the platform can sync a folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _os_errors(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RecordError(path, f"{what} ({error.strerror or error}); earlier results are left as they were") from error
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -443,6 +390,40 @@ def _plain(value: Any, path: str | os.PathLike[str], where: str = "") -> Any:
     if callable(getattr(value, "tolist", None)):  # numpy and torch scalars and arrays
         return _plain(value.tolist(), path, where)
     raise RecordError(path, f"{where or 'the value'} is a {type(value).__name__}, which JSON cannot hold")
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What the last bits of a sum depend on besides versions: the processor's name, and how many threads share the work."""
+    name = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return {"cpu": name, "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())}
+
+
+def circumstances() -> dict[str, Any]:
+    """What made a record, in its manifest: code, packages, Python, platform, machine."""
+    return {
+        "code": code_version(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": machine(),
+    }
+
+
+def elsewhere(run: Run) -> list[str]:
+    """What of a run's circumstances is different here, a line each. None: made again, it must be the same bits."""
+    then, here = _named(run.manifest), _named(circumstances())
+    return [f"{name} {then[name]} then, {here.get(name)} here" for name in then if then[name] != here.get(name)]
+
+
+def _named(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    found = {f"version: {name}": version for name, version in (manifest.get("packages") or {}).items()}
+    found |= {f"machine: {name}": what for name, what in (manifest.get("machine") or {"cpu": "unknown"}).items()}
+    commit = str((manifest.get("code") or {}).get("commit"))[:12]
+    return found | {"version: python": manifest.get("python"), "version: code of commit": commit}
 
 
 def package_versions() -> dict[str, str]:
