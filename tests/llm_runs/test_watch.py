@@ -186,11 +186,8 @@ def test_a_policy_far_away(stored: ReferenceLogps, tmp_path: Path, action: str) 
 
 def test_a_reference_that_is_not_the_policy(stored: ReferenceLogps, tmp_path: Path) -> None:
     """Log-probs moved by half a nat under the right key, as another template or precision would move them."""
-    moved = copy.copy(stored)
-    moved.__dict__.update(copy.deepcopy(dict(stored.__dict__)))
-    for name, value in moved.__dict__.items():
-        if isinstance(value, torch.Tensor) and value.dtype.is_floating_point:
-            moved.__dict__[name] = value - 0.5
+    rows = [replace(row, logps=row.logps - 0.5, logp=row.logp - 0.5 * len(row.logps)) for row in stored.rows]
+    moved = ReferenceLogps.of(stored.key, rows)
     with pytest.raises(
         TrainingError, match=r"step 1 of dpo.*policy and reference differ by up to .*before the first step"
     ):
