@@ -314,7 +314,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         _table_path(folder, name)
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise RecordError(path, f"is damaged: table {name!r} has no checksum")
-    if manifest.get("sha256", _digest(manifest)) != _digest(manifest):  # records of earlier versions have none
+    try:
+        digest = _digest(manifest)
+    except RecursionError as error:
+        raise RecordError(path, "is damaged: nested too deeply") from error
+    if manifest.get("sha256", digest) != digest:  # records of earlier versions have none
         raise RecordError(path, "is damaged: it is not what was written (wrong checksum); make the run again")
     return manifest
 
