@@ -12,7 +12,9 @@ from analysis.claims import CLAIMS, adjusted_findings
 from analysis.claims.table import explain, render
 from analysis.evaluations import MissingEvaluations
 from analysis.evidence import Evidence
+from analysis.importing import command as importing
 from analysis.records import RecordError, copy_run, find_runs
+from analysis.report import command as report
 
 DEFAULT = "out"
 TEXTS = "samples"  # the table of prompts and completions
@@ -23,6 +25,8 @@ examples:
   python -m analysis claims --explain C3            the reasoning behind one verdict
   python -m analysis claims --format markdown > claims.md
   python -m analysis evaluation out/language_model   tuned models before and after: measures, KL, benchmarks with tests
+  python -m analysis report out --out report.html    all of it on one page: frontiers, curves, cards, texts, manifests
+  python -m analysis import my-trl-run --out out/imported      runs of other programs as records
   python -m analysis export out --out records       the records without texts, small enough to publish
 """
 
@@ -65,10 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluation_table.add_arguments(evaluation)
+    report.add_parser(commands)
+    importing.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "export":
             _export(options.folder, options.out)
+        elif options.command == "report":
+            return report.command(options)
+        elif options.command == "import":
+            return importing.command(options)
         elif options.command == "evaluation":
             for line in evaluation_table.command(options):
                 print(line, file=sys.stderr)

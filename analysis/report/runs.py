@@ -1,0 +1,134 @@
+"""The runs of a report as a reader knows them: method, strength, labels, seed; and which of them share the meaning of their axes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from analysis.evidence import strength_of
+from analysis.quantities import IMPORTED
+from analysis.records import Run
+
+# What gives KL, reward and log-probs of a record their meaning: prompts, lengths, reference policy, reward. Objectives, labels, seeds,
+# steps and learning rates may differ on one plot.
+_AXES = {
+    "llm": ("model", "data", "reward", "sft", "units"),
+    "llm_evaluation": (
+        "reference",
+        "reference_weights",
+        "prompts",
+        "prompt_ids",
+        "reward",
+        "completion_tokens",
+        "data",
+        "sft",
+        "units",
+    ),
+    IMPORTED: ("units", "axes"),
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One run and what tells it from the others."""
+
+    run: Run
+
+    @property
+    def id(self) -> str:
+        """The record's name."""
+        return self.run.id
+
+    @cached_property
+    def _objective(self) -> dict[str, Any]:
+        found = self.run.config.get("objective")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def method(self) -> str:
+        """The objective's registry name; of runs without one, what was evaluated or from where it was imported."""
+        config = self.run.config
+        if "name" in self._objective:
+            return str(self._objective["name"])
+        if self.run.kind == IMPORTED:
+            return f"imported: {config.get('name', self.id)}"
+        return str(config.get("evaluated") or config.get("experiment") or config.get("profile") or self.run.kind)
+
+    @cached_property
+    def label(self) -> str:
+        """The method with its hyper-parameters."""
+        return str(self._objective.get("label", self.method))
+
+    @cached_property
+    def strength(self) -> float | None:
+        """Beta or tau; None where there is none."""
+        found = self._objective.get("hyperparameters")
+        value = strength_of(found) if isinstance(found, dict) else math.nan
+        return value if math.isfinite(value) else None
+
+    @cached_property
+    def labels(self) -> str:
+        """The kind of labels, with what else distinguishes the pairs (such as their support)."""
+        found = self.run.config.get("labels")
+        if not isinstance(found, dict):
+            return ""
+        temperature = found.get("temperature")
+        name = str(found.get("name", ""))
+        return name if temperature is None else f"{name} (T = {temperature:g})"
+
+    @property
+    def seed(self) -> int | None:
+        """The training seed."""
+        found = self.run.manifest["seeds"]
+        return next((int(found[key]) for key in ("training", "online") if isinstance(found.get(key), int)), None)
+
+    @cached_property
+    def axes(self) -> str:
+        """What KL and reward of this run mean, as canonical JSON: equal for runs that may share a plot."""
+        keys = _AXES.get(self.run.kind, ())
+        return json.dumps({key: self.run.config[key] for key in keys if key in self.run.config}, sort_keys=True)
+
+
+def families(shown: Sequence[Shown]) -> list[list[Shown]]:
+    """Runs by what their axes mean, the largest group first."""
+    groups: dict[str, list[Shown]] = {}
+    for one in shown:
+        groups.setdefault(one.axes, []).append(one)
+    return sorted(groups.values(), key=lambda group: (-len(group), group[0].id))
+
+
+def differences(groups: Sequence[Sequence[Shown]], most: int = 4) -> list[str]:
+    """For each group what sets its axes apart from the first group's, such as ``reward.name = 'vader'``; of the first, its own values.
+
+    Args:
+        groups: as `families` returns them.
+        most: differences to name for a group; the rest is counted.
+    """
+    flat = [_flat(json.loads(group[0].axes)) for group in groups]
+    if len(flat) < 2:
+        return ["" for _ in flat]
+    keys = [
+        key
+        for key in sorted({key for one in flat for key in one})
+        if len({json.dumps(one.get(key)) for one in flat}) > 1
+    ]
+    said = []
+    for index, one in enumerate(flat):
+        named = keys if index == 0 else [key for key in keys if one.get(key) != flat[0].get(key)]
+        words = [f"{key} = {one.get(key)!r}" for key in named[:most]]
+        said.append(", ".join(words) + (f" and {len(named) - most} more" if len(named) > most else ""))
+    return said
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            name: leaf
+            for key, item in value.items()
+            for name, leaf in _flat(item, f"{prefix}.{key}".lstrip(".")).items()
+        }
+    return {prefix: value}
