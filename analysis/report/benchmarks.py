@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.evaluations import BENCHMARK, MissingEvaluations
 from analysis.evaluations import benchmarks as paired
+from analysis.evidence import Setting, settings
 from analysis.records import RecordError, Run
 from analysis.report.numbers import interval, text
-from analysis.report.runs import Shown
+from analysis.report.runs import Shown, by_setting, families
+from analysis.seeds import difference
+from analysis.seeds import interval as interval_over_seeds
 from analysis.statistics import Correction, adjusted, mean
 
 SCORES = "benchmark_scores"  # of imported results without per-item scores: task, metric, value, standard_error, n
+SEEDS_COLUMNS = (
+    "objective, labels",
+    "seeds",
+    "task",
+    "metric",
+    "before",
+    "after",
+    "difference",
+    "items",
+    "p",
+    "adjusted p",
+)
 COLUMNS = ("run", "task", "metric", "before", "after", "difference", "items", "test", "p", "adjusted p")
 
 
@@ -43,6 +60,50 @@ def benchmarks(
     table = pd.concat(frames, ignore_index=True)
     table["adjusted_p"] = adjusted(table["p"], correction)
     return [_row(row) for _, row in table.iterrows()] + single, len(table), left_out
+
+
+def over_seeds(shown: Sequence[Shown], correction: Correction = "holm") -> tuple[list[list[str]], list[str]]:
+    """Rows of `SEEDS_COLUMNS`: trainings under several seeds, with intervals over seeds and items; and what was left out."""
+    rows, p_values, left_out = [], [], []
+    for group in families([one for one in shown if one.is_training and has_benchmarks(one)]):
+        for members in by_setting(group)[0]:
+            if len(members) < 2:
+                continue
+            setting = settings([one.run for one in members])[0]
+            for split, metric in _pairs_of(setting):
+                try:
+                    before, after = setting.values(split, metric, 0), setting.values(split, metric)
+                    items = before.columns.intersection(after.columns)
+                    block = np.stack([after[items].to_numpy(), before[items].to_numpy()])
+                    level, gap = interval_over_seeds(block), interval_over_seeds(block, of=difference)
+                except ValueError as error:
+                    left_out.append(f"left out {split}, {metric} of {members[0].label} over seeds: {error}")
+                    continue
+                rows.append(
+                    [
+                        f"{members[0].label}, {members[0].labels}",
+                        str(len(members)),
+                        split.removeprefix(BENCHMARK),
+                        metric,
+                        text(block[1].mean()),
+                        interval(level.estimate, level.low, level.high),
+                        interval(gap.estimate, gap.low, gap.high),
+                        str(len(items)),
+                    ]
+                )
+                p_values.append(gap.p_value())
+    known = np.array([p for p in p_values if np.isfinite(p)])
+    corrected = iter(adjusted(known, correction))
+    shown_p = [[text(p, 2), text(next(corrected) if np.isfinite(p) else math.nan, 2)] for p in p_values]
+    return [row + p for row, p in zip(rows, shown_p, strict=True)], left_out
+
+
+def _pairs_of(setting: Setting) -> list[tuple[str, str]]:
+    """(split, metric) of the benchmarks that were measured before and after."""
+    frame = setting.runs[0].table("evaluations")
+    frame = frame[frame["split"].str.startswith(BENCHMARK)]
+    steps = frame.groupby(["split", "metric"], sort=True)["step"]
+    return [(str(split), str(metric)) for (split, metric), found in steps if found.min() == 0 and found.nunique() > 1]
 
 
 def has_benchmarks(one: Shown) -> bool:

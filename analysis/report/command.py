@@ -70,7 +70,7 @@ def command(options: argparse.Namespace) -> int:
     again = shlex.join(["python", "-m", "analysis", "report", *options.folders, "--out", str(options.out)])
     page = render(content, options.title, again)
     atomic_write(options.out, page)
-    print(f"{options.out}: {len(content.shown)} runs, {len(page) / 1e6:.1f} MB")
+    print(f"{options.out}: {len(content.shown)} runs, {len(page) / 1e6:.2f} MB")
     if content.skipped or content.left_out:
         print(
             f"{len(content.skipped)} folders skipped, {len(content.left_out)} things left out: see above and the page's end"

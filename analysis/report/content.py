@@ -12,7 +12,7 @@ from analysis.claims import CLAIMS
 from analysis.claims.model import Finding
 from analysis.evidence import Evidence
 from analysis.records import Run, find_runs
-from analysis.report.benchmarks import benchmarks, has_benchmarks
+from analysis.report.benchmarks import benchmarks, has_benchmarks, over_seeds
 from analysis.report.cards import cards
 from analysis.report.curves import curves
 from analysis.report.frontiers import has_points, panels
@@ -27,7 +27,7 @@ class Content:
     Attributes:
         shown: the runs; other parts name them by their place here.
         findings: of all claims; empty where no record is of a kind that claims are about.
-        panels, cards, curves, benchmarks, samples: see the modules of these names.
+        panels, cards, curves, benchmarks, over_seeds, samples: see the modules of these names.
         tests: how many tests the benchmarks' p-values are adjusted for.
         texts: what `samples` points to.
         skipped: a line for each folder that was not read.
@@ -40,6 +40,7 @@ class Content:
     cards: list[dict[str, Any]]
     curves: list[dict[str, Any]]
     benchmarks: list[list[Any]]
+    over_seeds: list[list[str]]
     tests: int
     samples: list[dict[str, Any]]
     texts: list[str]
@@ -70,11 +71,23 @@ def gather(
     lines, no_lines = curves(shown)
     with_scores = sum(map(has_benchmarks, shown))
     table, tests, no_row = benchmarks(shown, step=progress("benchmarks", with_scores))
+    seeds, no_seeds = over_seeds(shown)
     pool = Pool()
     texts = samples(shown, most_samples, pool)
-    left_out = [*evidence_left_out, *not_drawn, *no_card, *no_lines, *no_row]
+    left_out = [*evidence_left_out, *not_drawn, *no_card, *no_lines, *no_row, *no_seeds]
     return Content(
-        shown, findings, drawn, card, lines, table, tests, texts, pool.texts, skipped, list(dict.fromkeys(left_out))
+        shown,
+        findings,
+        drawn,
+        card,
+        lines,
+        table,
+        seeds,
+        tests,
+        texts,
+        pool.texts,
+        skipped,
+        list(dict.fromkeys(left_out)),
     )
 
 

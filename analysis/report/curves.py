@@ -23,8 +23,8 @@ FIRST = ("held_out_prompts/kl_policy_reference", "held_out_prompts/reward", "los
 def curves(shown: Sequence[Shown]) -> tuple[list[dict[str, Any]], list[str]]:
     """One entry a quantity, with a line for each run that has it; and what was left out.
 
-    An entry has ``name`` (``reward`` of a split is ``held_out_prompts/reward``), ``title``, ``quantity`` in words, ``unit``, ``thinned`` (whether points are
-    missing), and ``lines``: [index of the run, steps, values], a value that is not finite being None.
+    An entry has ``name`` (``reward`` of a split is ``held_out_prompts/reward``), ``title``, ``quantity`` in words, ``unit``, ``thinned``
+    (whether points are missing), and ``lines``: [index of the run, steps, values], a value that is not finite being None.
     """
     found: dict[str, list[tuple[int, NDArray[np.int64], NDArray[np.float64]]]] = {}
     for index, one in enumerate(shown):

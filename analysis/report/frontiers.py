@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.quantities import words
+from analysis.quantities import IMPORTED, words
 from analysis.records import RecordError, Run
 from analysis.report.numbers import short
-from analysis.report.runs import Shown, differences, families
-from analysis.statistics import Interval, mean
+from analysis.report.runs import Shown, by_setting, differences, families
+from analysis.seeds import interval
+from analysis.statistics import Interval, matched
 
 KL = "kl_policy_reference"
 REWARDS = ("reward", "second_reward", "win_rate", "second_win_rate")
@@ -28,7 +31,7 @@ Panel = dict[str, Any]
 def panels(shown: Sequence[Shown], step: Callable[[], object] = lambda: None) -> tuple[list[Panel], list[str]]:
     """Language-model panels, then bandit ones; and a line for each run or group that shares no axes with the rest.
 
-    A panel has ``title``, ``note``, ``x`` and ``ys`` (name, title), and ``series``: method, label, run, ``kind`` (``path`` through steps,
+    A panel has ``title``, ``note``, ``x`` and ``ys`` (name, title), and ``series``: method, label, runs, ``kind`` (``path`` through steps,
     ``sweep`` of strengths, ``bound``), and columns strength, step, status, x, x_low, x_high and of every y its values with low and high.
 
     Args:
@@ -42,85 +45,99 @@ def panels(shown: Sequence[Shown], step: Callable[[], object] = lambda: None) ->
 
 def has_points(one: Shown) -> bool:
     """Whether a run has points of KL and reward of samples."""
-    return one.run.kind in ("llm", "llm_evaluation", "imported") and "evaluations" in one.run.tables
+    if one.run.kind not in ("llm", "llm_evaluation", IMPORTED) or "evaluations" not in one.run.tables:
+        return False
+    frame = one.run.table("evaluations")
+    names = set(frame.loc[frame["split"] == PROMPTS, "metric"])
+    return KL in names and bool(names & set(REWARDS))
 
 
 def _language_model(shown: Sequence[Shown], step: Callable[[], object]) -> tuple[list[Panel], list[str]]:
     index = {one.run.folder: place for place, one in enumerate(shown)}
-    series: dict[Any, list[dict[str, Any]]] = {}
-    with_points: list[Shown] = []
+    candidates = [one for one in shown if has_points(one)]
     lines: list[str] = []
-    for one in filter(has_points, shown):
-        try:
-            made = _path(one, index[one.run.folder])
-        except ValueError as error:
-            lines.append(f"left out the frontier of {one.run.folder}: {error}")
-            made = None
-        if made is not None:
-            with_points.append(one)
-            series.setdefault((one.axes, one.labels), []).append(made)
-        step()
-    groups = families(with_points)
+    found: list[Panel] = []
+    groups = families(candidates)
     apart = differences(groups)
-    found = []
     for number, (group, difference) in enumerate(zip(groups, apart, strict=True)):
         where = f"group {number + 1} of {len(groups)}, " if len(groups) > 1 else ""
-        for labels in sorted({one.labels for one in group}):
-            drawn = series[group[0].axes, labels]
-            ys = [name for name in REWARDS if any(name in one["y"] for one in drawn)]
+        drawn: dict[str, list[dict[str, Any]]] = {}
+        single: list[dict[str, Any]] = []
+        members_of, replaced = by_setting(group)
+        lines += [
+            f"left out the frontier of {one.run.folder}: a run written later has the same objective, labels and seeds"
+            for one in replaced
+        ]
+        for members in members_of:
+            try:
+                drawn.setdefault(members[0].labels, []).append(_path(members, index))
+                single += [_path([one], index, with_intervals=False) | {"labels": one.labels} for one in members]
+            except ValueError as error:
+                lines.append(f"left out the frontier of {', '.join(str(one.run.folder) for one in members)}: {error}")
+            for _ in members:
+                step()
+        for labels, series in sorted(drawn.items()):
+            ys = [name for name in REWARDS if any(name in one["y"] for one in series)]
+            seeds = max(len(one["runs"]) for one in series)
+            words_ = f"{labels.replace('_', '-')} labels" if labels else "no labels recorded"
             found.append(
                 {
-                    "title": f"language model, {where}{labels.replace('_', '-') + ' labels' if labels else 'no labels recorded'}",
-                    "note": "Each line is one run from the reference through its checkpoints. Bars: 95 % bootstrap intervals over the "
-                    "held-out prompts; they do not contain training noise, which takes several seeds."
-                    + (f" This group: {difference}." if difference else ""),
+                    "title": f"language model, {where}{words_}",
+                    "note": _NOTE + (f" This group: {difference}." if difference else ""),
                     "x": {"name": KL, "title": f"{words(KL)} [nats per completion]"},
                     "ys": [{"name": name, "title": words(name)} for name in ys],
-                    "series": drawn,
+                    "series": series,
+                    "each": [one for one in single if one["labels"] == labels] if seeds > 1 else [],
                 }
             )
-    if len(groups) > 1:
-        lines += [
-            f"not on one plot with the others: {len(group)} run(s) such as {group[0].run.folder}, which have {difference}"
-            for group, difference in zip(groups[1:], apart[1:], strict=True)
-        ]
+    lines += [
+        f"not on one plot with the others: {len(group)} run(s) such as {group[0].run.folder}, which have {difference}"
+        for group, difference in zip(groups[1:], apart[1:], strict=True)
+    ]
     return found, lines
 
 
-def _path(one: Shown, place: int) -> dict[str, Any] | None:
-    """KL and rewards of one run at every step that has both; None where it has no such step."""
-    frame = one.run.table("evaluations")
-    frame = frame[frame["split"] == PROMPTS]
-    if KL not in set(frame["metric"]):
-        return None
-    columns = {
-        metric: rows.groupby("step")["value"] for metric, rows in frame.groupby("metric") if metric in (KL, *REWARDS)
-    }
-    if not any(name in columns for name in REWARDS):
-        return None
-    steps = sorted(set(frame.loc[frame["metric"] == KL, "step"]))
+_NOTE = (
+    "Each line is one objective at one strength, from the reference through its checkpoints. Bars: 95 % intervals over training seeds and "
+    "held-out prompts; of a line with one seed over prompts alone, without training noise."
+)
+
+
+def _path(members: Sequence[Shown], index: Mapping[Path, int], with_intervals: bool = True) -> dict[str, Any]:
+    """KL and rewards at every step, over the seeds of one setting."""
+    frames = [one.run.table("evaluations") for one in members]
+    frames = [frame[frame["split"] == PROMPTS] for frame in frames]
+    names = set.intersection(*(set(frame["metric"]) for frame in frames))
+    if KL not in names or not names & set(REWARDS):
+        raise ValueError("no KL and reward of held-out prompts")
+    steps = sorted(set.intersection(*(set(frame.loc[frame["metric"] == KL, "step"]) for frame in frames)))
     made: dict[str, Any] = {
-        "method": one.method,
-        "label": one.label,
+        "method": members[0].method,
+        "label": members[0].label,
         "kind": "path",
-        "run": place,
-        "strength": [one.strength] * len(steps),
+        "runs": [index[one.run.folder] for one in members],
+        "strength": [members[0].strength] * len(steps),
         "step": [int(step) for step in steps],
         "status": None,
-        "y": {},
     }
-    made["x"], made["x_low"], made["x_high"] = _intervals(columns[KL], steps)
-    for name in REWARDS:
-        if name in columns:
-            made["y"][name] = _intervals(columns[name], steps)
+    measure = _intervals if with_intervals else _means
+    made["x"], made["x_low"], made["x_high"] = measure(frames, KL, steps)
+    made["y"] = {name: measure(frames, name, steps) for name in REWARDS if name in names}
     return made
 
 
-def _intervals(by_step: Any, steps: Sequence[int]) -> tuple[list[Any], list[Any], list[Any]]:
+def _intervals(
+    frames: Sequence[pd.DataFrame], metric: str, steps: Sequence[int]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Estimates, and the ends of their intervals, of one quantity by step."""
     found = []
     for step in steps:
-        values = by_step.get_group(step).to_numpy(dtype=float) if step in by_step.groups else np.array([])
-        found.append(_mean(values.tobytes()))
+        columns = [
+            frame[(frame["metric"] == metric) & (frame["step"] == step)].set_index("item")["value"].astype(float)
+            for frame in frames
+        ]
+        block = np.stack([column.to_numpy() for column in matched(*columns)])
+        found.append(_interval(block.tobytes(), len(frames)) if block.size else Interval(math.nan))
     return (
         [short(one.estimate) for one in found],
         [short(one.low) for one in found],
@@ -128,10 +145,16 @@ def _intervals(by_step: Any, steps: Sequence[int]) -> tuple[list[Any], list[Any]
     )
 
 
+def _means(frames: Sequence[pd.DataFrame], metric: str, steps: Sequence[int]) -> tuple[list[Any], None, None]:
+    """The same without intervals."""
+    means = pd.concat(frames).query("metric == @metric").groupby("step")["value"].mean()
+    return [short(means[step]) if step in means.index else None for step in steps], None, None
+
+
 @functools.lru_cache(maxsize=4096)
-def _mean(values: bytes) -> Interval:
-    """Of float64 values over prompts; kept, because all runs of an experiment begin at the same reference."""
-    return mean(np.frombuffer(values), over="prompts")
+def _interval(values: bytes, seeds: int) -> Interval:
+    """Of float64 values by seed and prompt; kept, because all runs of an experiment begin at the same reference."""
+    return interval(np.frombuffer(values).reshape(seeds, -1), over="prompts")
 
 
 def _bandits(shown: Sequence[Shown]) -> tuple[list[Panel], list[str]]:
@@ -158,6 +181,7 @@ def _bandits(shown: Sequence[Shown]) -> tuple[list[Panel], list[str]]:
                 if any(name in one["y"] for one in series)
             ],
             "series": _without_repetition(series),
+            "each": [],
         }
         for world, series in sorted(worlds.items())
     ], lines
@@ -208,7 +232,7 @@ def _sweep(frame: pd.DataFrame, name: str, place: int, kind: str = "sweep") -> d
         "method": BOUND if name == "rlhf" else name,
         "label": BOUND if name == "rlhf" else name,
         "kind": kind,
-        "run": place,
+        "runs": [place],
         "strength": [short(value) for value in rows["strength"]] if "strength" in rows else None,
         "step": [int(value) for value in rows["step"]] if "step" in rows else None,
         "status": [str(value) for value in rows["status"]] if "status" in rows else None,

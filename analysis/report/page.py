@@ -18,7 +18,7 @@ import jinja2
 
 from analysis.claims.model import Finding
 from analysis.records import code_version
-from analysis.report.benchmarks import COLUMNS
+from analysis.report.benchmarks import COLUMNS, SEEDS_COLUMNS
 from analysis.report.content import Content
 
 _ASSETS = resources.files("analysis.report") / "assets"
@@ -78,9 +78,10 @@ _NOTES = {
     ),
     "curves": "What was logged, and what was measured on held-out data along training.",
     "benchmarks": (
-        "Before is the reference (step 0), after the last step. Brackets: 95 % bootstrap intervals over items, each on its own; the "
-        "difference is of the same items. Adjusted p: Holm, over all tests of the table. McNemar: exact, of 0/1 scores; permutation: "
-        "before and after swapped by item. Training noise is in none of them. A dash: there is nothing to pair with, or nothing varies."
+        "Over seeds: 95 % intervals over training seeds and items. Each run: "
+        "95 % bootstrap intervals over items, without training noise. Before is the reference (step 0), after the last step, their "
+        "difference of the same items. Adjusted p: Holm, over all tests of a table. McNemar: exact, of 0/1 scores; permutation: before and "
+        "after swapped by item. A dash: there is nothing to pair with, or nothing varies."
     ),
     "samples": "What the reference and the trained model write after the same prompts, with the same random numbers.",
     "runs": "Configuration, seeds, versions, checksums: all that a run's run.json holds.",
@@ -141,6 +142,7 @@ def _data(content: Content) -> dict[str, Any]:
         "cards": content.cards,
         "curves": content.curves,
         "benchmarks": {"columns": COLUMNS, "rows": content.benchmarks},
+        "over_seeds": {"columns": SEEDS_COLUMNS, "rows": content.over_seeds},
         "samples": content.samples,
         "texts": content.texts,
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from analysis.evidence import strength_of
+from analysis.evidence import FULL, settings, strength_of, support_of
 from analysis.quantities import IMPORTED
 from analysis.records import Run
 
@@ -70,15 +70,22 @@ class Shown:
         value = strength_of(found) if isinstance(found, dict) else math.nan
         return value if math.isfinite(value) else None
 
+    @property
+    def is_training(self) -> bool:
+        """Whether the record says what was trained on which labels, so that runs that differ in their seed can be told."""
+        labels = self.run.config.get("labels")
+        named = {"name", "label", "hyperparameters"} <= set(self._objective)
+        return self.run.kind == "llm" and named and isinstance(labels, dict) and "name" in labels
+
     @cached_property
     def labels(self) -> str:
-        """The kind of labels, with what else distinguishes the pairs (such as their support)."""
+        """The kind of labels with their temperature, and the pairs' support where it is not full."""
         found = self.run.config.get("labels")
         if not isinstance(found, dict):
             return ""
-        temperature = found.get("temperature")
-        name = str(found.get("name", ""))
-        return name if temperature is None else f"{name} (T = {temperature:g})"
+        temperature, support = found.get("temperature"), support_of(self.run.config)
+        said = str(found.get("name", "")) + (f" (T = {temperature:g})" if isinstance(temperature, int | float) else "")
+        return said if support == FULL else f"{said}, {support} support"
 
     @property
     def seed(self) -> int | None:
@@ -99,6 +106,20 @@ def families(shown: Sequence[Shown]) -> list[list[Shown]]:
     for one in shown:
         groups.setdefault(one.axes, []).append(one)
     return sorted(groups.values(), key=lambda group: (-len(group), group[0].id))
+
+
+def by_setting(group: Sequence[Shown]) -> tuple[list[list[Shown]], list[Shown]]:
+    """Trainings that differ in their seed alone, together; and those that a run written later takes the place of.
+
+    Args:
+        group: runs whose axes mean the same; those that are no training are left alone, one each.
+    """
+    of = {one.run.folder: one for one in group}
+    trained = [one for one in group if one.is_training]
+    made = [[of[run.folder] for run in setting.runs] for setting in settings([one.run for one in trained])]
+    kept = {one.run.folder for members in made for one in members}
+    replaced = [one for one in trained if one.run.folder not in kept]
+    return made + [[one] for one in group if not one.is_training], replaced
 
 
 def differences(groups: Sequence[Sequence[Shown]], most: int = 4) -> list[str]:

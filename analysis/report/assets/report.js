@@ -168,12 +168,13 @@
 
   function frontiers(part) {
     const target = plot(), caption = element("figcaption"), settings = element("div", { class: "controls" }), box = element("div");
-    let panel, y, kept;
-    const shown = () => panel.series.filter(one => kept.chosen.has(one.method) && y.name in one.y);
-    const points = () => panel.series.reduce((sum, one) => sum + one.x.length, 0);
+    let panel, y, kept, each = 0;
+    const series = () => each ? panel.each : panel.series;
+    const shown = () => series().filter(one => kept.chosen.has(one.method) && y.name in one.y);
+    const points = () => series().reduce((sum, one) => sum + one.x.length, 0);
     const bars = element("input", { type: "checkbox", onchange: () => redraw() });
     const rows = () => shown().flatMap(one => one.x.map((x, at) => [
-      one.label, one.run === null ? "–" : of(one.run).id, number(one.strength?.[at]), one.step?.[at] ?? "–", one.status?.[at] ?? "–",
+      one.label, one.runs.map(run => of(run).id).join(", "), number(one.strength?.[at]), one.step?.[at] ?? "–", one.status?.[at] ?? "–",
       interval(x, one.x_low?.[at], one.x_high?.[at]), interval(one.y[y.name][0][at], one.y[y.name][1]?.[at], one.y[y.name][2]?.[at])]));
     const values = tableOnDemand(() => table("Points of the plot", ["objective", "run", "strength", "step", "status", panel.x.title, y.title], rows()));
     function redraw() {
@@ -189,7 +190,7 @@
             const [xp, xm] = ends(x, one.x_low, one.x_high), [yp, ym] = ends(middle[at], low, high);
             t.x.push(x); t.y.push(middle[at]); t.xp.push(xp); t.xm.push(xm); t.yp.push(yp); t.ym.push(ym);
             t.size.push(one.kind === "path" ? (at === one.x.length - 1 ? 10 : 5) : one.kind === "bound" ? 0 : 6);
-            t.text.push([`<b>${plain(one.label)}</b>`, one.run === null ? "" : plain(of(one.run).id), one.strength?.[at] == null ? "" : `strength ${number(one.strength[at])}`,
+            t.text.push([`<b>${plain(one.label)}</b>`, one.runs.slice(0, 5).map(run => plain(of(run).id)).join("<br>"), one.runs.length > 1 ? `${one.runs.length} seeds` : "", one.strength?.[at] == null ? "" : `strength ${number(one.strength[at])}`,
               one.step ? `step ${one.step[at]}` : "", one.status ? plain(one.status[at]) : "",
               `KL ${interval(x, one.x_low?.[at], one.x_high?.[at])}`, `${plain(y.title)} ${interval(middle[at], low?.[at], high?.[at])}`].filter(Boolean).join("<br>"));
           });
@@ -211,6 +212,8 @@
       kept = legend(order(panel.series.map(one => one.method)), redraw);
       bars.checked = points() <= MANY;
       settings.replaceChildren(choice("Panel", data.panels.map(one => one.title), select), ...(panel.ys.length > 1 ? [choice("Vertical axis", panel.ys.map(one => one.title), at => { y = panel.ys[at]; redraw(); })] : []));
+      each = 0;
+      if (panel.each.length) settings.append(choice("Lines", ["over seeds", "each run"], at => { each = at; redraw(); }));
       if (panel.series.some(one => one.x_low)) settings.append(element("label", { class: "box" }, bars, " Intervals"));
       settings.querySelector("select").value = index;
       box.replaceChildren(kept.field);
@@ -280,7 +283,9 @@
 
   function benchmarks(part) {
     const { columns, rows } = data.benchmarks;
-    part.append(table("Benchmarks", columns, rows.map(([run, ...rest]) => [of(run).id, ...rest])));
+    const { columns: means, rows: over } = data.over_seeds;
+    if (over.length) part.append(table("Over seeds", means, over));
+    part.append(table(over.length ? "Each run" : "Benchmarks", columns, rows.map(([run, ...rest]) => [of(run).id, ...rest])));
   }
 
   function samples(part) {
