@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims import CLAIMS
-from analysis.claims.model import Finding
+from analysis.claims.model import Finding, adjusted_findings
 from analysis.evidence import Evidence
 from analysis.records import Run, find_runs
 from analysis.report.benchmarks import benchmarks, has_benchmarks, over_seeds
 from analysis.report.cards import cards
 from analysis.report.curves import curves
 from analysis.report.frontiers import has_points, panels
-from analysis.report.runs import Shown
+from analysis.report.runs import Shown, show
 from analysis.report.samples import Pool, samples
 
 
@@ -64,7 +64,7 @@ def gather(
         RecordError: a folder does not exist.
     """
     runs, skipped = _runs(folders)
-    shown = [Shown(run) for run in sorted(runs, key=lambda run: (run.kind, run.id, str(run.folder)))]
+    shown = show(runs)
     findings, evidence_left_out = _findings(runs, progress)
     drawn, not_drawn = panels(shown, progress("frontiers", sum(map(has_points, shown))))
     card, no_card = cards([one.run for one in shown])
@@ -107,9 +107,7 @@ def _findings(
     if not any(run.kind in ("bandit", "llm", "llm_cost") for run in runs):
         return [], []
     evidence = Evidence(tuple(sorted(runs, key=lambda run: str(run.folder))))
-    step = progress("claims", len(CLAIMS))
-    found: list[Finding] = []
-    for claim in CLAIMS:
-        found += claim.findings(evidence)
-        step()
+    step = progress("claims", 1)
+    found = adjusted_findings(CLAIMS, evidence)
+    step()
     return found, evidence.left_out

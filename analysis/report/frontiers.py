@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.evidence import settings
+from analysis.frontiers import band
+from analysis.measured import REWARD, SECOND_REWARD, measured_points
 from analysis.quantities import IMPORTED, words
 from analysis.records import RecordError, Run
 from analysis.report.numbers import short
@@ -25,14 +28,17 @@ _BANDIT = ("expected_reward", "win_rate")
 _BANDIT_WORDS = {"expected_reward": "expected reward", "win_rate": "win rate against the reference"}
 BOUND = "RLHF optimum (bound)"
 
+FEWEST = 3  # points of a frontier that is worth a band
+
 Panel = dict[str, Any]
 
 
 def panels(shown: Sequence[Shown], step: Callable[[], object] = lambda: None) -> tuple[list[Panel], list[str]]:
     """Language-model panels, then bandit ones; and a line for each run or group that shares no axes with the rest.
 
-    A panel has ``title``, ``note``, ``x`` and ``ys`` (name, title), and ``series``: method, label, runs, ``kind`` (``path`` through steps,
-    ``sweep`` of strengths, ``bound``), and columns strength, step, status, x, x_low, x_high and of every y its values with low and high.
+    A panel has ``title``, ``note``, ``x`` and ``ys`` (name, title); ``series``: method, label, runs, ``kind`` (``path`` through steps,
+    ``sweep`` of strengths, ``bound``), and columns strength, step, status, x, x_low, x_high and of every y its values with low and high;
+    ``each``: the same run by run, where there are several seeds; and ``bands`` of methods' frontiers over all their strengths.
 
     Args:
         shown: all runs of the report.
@@ -87,6 +93,7 @@ def _language_model(shown: Sequence[Shown], step: Callable[[], object]) -> tuple
                     "x": {"name": KL, "title": f"{words(KL)} [nats per completion]"},
                     "ys": [{"name": name, "title": words(name)} for name in ys],
                     "series": series,
+                    "bands": _bands([one for one in group if one.labels == labels], ys, lines),
                     "each": [one for one in single if one["labels"] == labels] if seeds > 1 else [],
                 }
             )
@@ -101,6 +108,32 @@ _NOTE = (
     "Each line is one objective at one strength, from the reference through its checkpoints. Bars: 95 % intervals over training seeds and "
     "held-out prompts; of a line with one seed over prompts alone, without training noise."
 )
+
+
+def _bands(group: Sequence[Shown], ys: Sequence[str], lines: list[str]) -> list[dict[str, Any]]:
+    """Each method's frontier over its strengths and checkpoints with its band, for the plotted rewards that allow it."""
+    methods: dict[str, list[Run]] = {}
+    for one in group:
+        if one.is_training:
+            methods.setdefault(one.method, []).append(one.run)
+    found = []
+    for method, runs in sorted(methods.items()):
+        for name in ys:
+            if name not in (REWARD, SECOND_REWARD):
+                continue
+            try:
+                points = measured_points(settings(runs), reward=name)
+                if len(points.where) < FEWEST:
+                    continue
+                rows = band(points).dropna()
+            except ValueError as error:
+                lines.append(f"left out the band of {method}, {words(name)}: {error}")
+                continue
+            columns = ("kl", "reward", "low", "high")
+            found.append(
+                {"method": method, "y": name} | {key: [short(value) for value in rows[key]] for key in columns}
+            )
+    return found
 
 
 def _path(members: Sequence[Shown], index: Mapping[Path, int], with_intervals: bool = True) -> dict[str, Any]:
@@ -182,6 +215,7 @@ def _bandits(shown: Sequence[Shown]) -> tuple[list[Panel], list[str]]:
             ],
             "series": _without_repetition(series),
             "each": [],
+            "bands": [],
         }
         for world, series in sorted(worlds.items())
     ], lines

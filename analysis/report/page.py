@@ -7,6 +7,7 @@ from a network, not from a file.
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import json
@@ -57,14 +58,12 @@ def render(content: Content, title: str, command: str) -> bytes:
         notes=_NOTES if content.samples else _NOTES | {"samples": _NO_TEXTS},
         claims=_claims(content.findings),
         marks=_MARKS,
-        powers=any(_power(one) for one in content.findings),
-        power=_power,
         code=code_version(),
         policy=_policy(script, plotly),
         style=_asset("report.css"),
         script=script,
         data=_packed(json.dumps(_data(content), ensure_ascii=False, separators=(",", ":"), allow_nan=False)),
-        plotly=_packed(plotly),
+        plotly=_packed_plotly() if plotly else "",
     )
     return page.encode()
 
@@ -116,11 +115,6 @@ def _parts(content: Content) -> dict[str, bool]:
     }
 
 
-def _power(one: Any) -> str:
-    """What difference could have been seen, where the claim's test says so."""
-    return str(getattr(one, "power", "") or "")
-
-
 def _data(content: Content) -> dict[str, Any]:
     """What the script reads."""
     return {
@@ -164,10 +158,16 @@ def _policy(*scripts: str) -> str:
     return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
+@functools.cache
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    return _packed(_plotly())
 
 
 def _asset(name: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from analysis.evidence import FULL, settings, strength_of, support_of
+from analysis.evidence import FULL, STRENGTHS, settings, strength_of, support_of
 from analysis.quantities import IMPORTED
 from analysis.records import Run
 
@@ -31,12 +32,15 @@ _AXES = {
     IMPORTED: ("units", "axes"),
 }
 
+_STRENGTH = re.compile(rf"\b(?:{'|'.join(STRENGTHS)})\s*=\s*[^,()]+(?:,\s*)?")
+
 
 @dataclass(frozen=True)
 class Shown:
     """One run and what tells it from the others."""
 
     run: Run
+    several: bool = False  # whether the report has several variants of its objective
 
     @property
     def id(self) -> str:
@@ -49,7 +53,7 @@ class Shown:
         return found if isinstance(found, dict) else {}
 
     @cached_property
-    def method(self) -> str:
+    def objective(self) -> str:
         """The objective's registry name; of runs without one, what was evaluated or from where it was imported."""
         config = self.run.config
         if "name" in self._objective:
@@ -59,9 +63,20 @@ class Shown:
         return str(config.get("evaluated") or config.get("experiment") or config.get("profile") or self.run.kind)
 
     @cached_property
+    def variant(self) -> str:
+        """The label without the strength: ``maxpo(beta=0.1, tokens='full')`` is ``maxpo(tokens='full')``."""
+        without = _STRENGTH.sub("", self.label)
+        return re.sub(r"\(\s*\)", "", re.sub(r",\s*\)", ")", without))
+
+    @property
+    def method(self) -> str:
+        """What has a colour of its own: the objective, or its variant where the report has several."""
+        return self.variant if self.several else self.objective
+
+    @cached_property
     def label(self) -> str:
         """The method with its hyper-parameters."""
-        return str(self._objective.get("label", self.method))
+        return str(self._objective.get("label", self.objective))
 
     @cached_property
     def strength(self) -> float | None:
@@ -98,6 +113,15 @@ class Shown:
         """What KL and reward of this run mean, as canonical JSON: equal for runs that may share a plot."""
         keys = _AXES.get(self.run.kind, ())
         return json.dumps({key: self.run.config[key] for key in keys if key in self.run.config}, sort_keys=True)
+
+
+def show(runs: Sequence[Run]) -> list[Shown]:
+    """The runs in a stable order, each knowing whether its objective alone names its method."""
+    ordered = sorted(map(Shown, runs), key=lambda one: (one.run.kind, one.id, str(one.run.folder)))
+    variants: dict[str, set[str]] = {}
+    for one in ordered:
+        variants.setdefault(one.objective, set()).add(one.variant)
+    return [Shown(one.run, len(variants[one.objective]) > 1) for one in ordered]
 
 
 def families(shown: Sequence[Shown]) -> list[list[Shown]]:

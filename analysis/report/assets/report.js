@@ -173,6 +173,7 @@
     const shown = () => series().filter(one => kept.chosen.has(one.method) && y.name in one.y);
     const points = () => series().reduce((sum, one) => sum + one.x.length, 0);
     const bars = element("input", { type: "checkbox", onchange: () => redraw() });
+    const banded = element("input", { type: "checkbox", onchange: () => redraw() });
     const rows = () => shown().flatMap(one => one.x.map((x, at) => [
       one.label, one.runs.map(run => of(run).id).join(", "), number(one.strength?.[at]), one.step?.[at] ?? "–", one.status?.[at] ?? "–",
       interval(x, one.x_low?.[at], one.x_high?.[at]), interval(one.y[y.name][0][at], one.y[y.name][1]?.[at], one.y[y.name][2]?.[at])]));
@@ -180,6 +181,11 @@
     function redraw() {
       const methods = order(panel.series.map(one => one.method));
       const traces = [];
+      for (const one of panel.bands.filter(one => banded.checked && kept.chosen.has(one.method) && one.y === y.name)) {
+        const { colour, dash } = look(one.method, methods);
+        traces.push({ type: "scatter", mode: "none", x: [...one.kl, ...[...one.kl].reverse()], y: [...one.high, ...[...one.low].reverse()], fill: "toself", fillcolor: colour + "26", hoverinfo: "skip" });
+        traces.push({ type: "scatter", mode: "lines", x: one.kl, y: one.reward, line: { color: colour, dash, width: 3 }, hovertemplate: `<b>${plain(one.method)}</b><br>frontier at KL %{x:.3g}: %{y:.3g}<extra></extra>` });
+      }
       for (const method of methods.filter(each => kept.chosen.has(each))) {
         const style = look(method, methods);
         const t = { x: [], y: [], text: [], size: [], xp: [], xm: [], yp: [], ym: [] };
@@ -211,10 +217,12 @@
       y = panel.ys[0];
       kept = legend(order(panel.series.map(one => one.method)), redraw);
       bars.checked = points() <= MANY;
+      banded.checked = !bars.checked;
       settings.replaceChildren(choice("Panel", data.panels.map(one => one.title), select), ...(panel.ys.length > 1 ? [choice("Vertical axis", panel.ys.map(one => one.title), at => { y = panel.ys[at]; redraw(); })] : []));
       each = 0;
       if (panel.each.length) settings.append(choice("Lines", ["over seeds", "each run"], at => { each = at; redraw(); }));
       if (panel.series.some(one => one.x_low)) settings.append(element("label", { class: "box" }, bars, " Intervals"));
+      if (panel.bands.length) settings.append(element("label", { class: "box" }, banded, " Frontiers with bands"));
       settings.querySelector("select").value = index;
       box.replaceChildren(kept.field);
       redraw();
