@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 60.0  # seconds for anything that a page does
+PATIENCE = 30.0  # seconds for anything that a page does
 
 
 def executable() -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from analysis.evidence import FULL, STRENGTHS, settings, strength_of, support_of
+from analysis.evidence import FULL, STRENGTHS, passes_of, settings, strength_of, support_of
 from analysis.quantities import IMPORTED
 from analysis.records import Run
 
@@ -31,6 +31,8 @@ _AXES = {
     ),
     IMPORTED: ("units", "axes"),
 }
+
+MANY_PASSES = 1.01  # over the reference samples: beyond one, they repeat
 
 _STRENGTH = re.compile(rf"\b(?:{'|'.join(STRENGTHS)})\s*=\s*[^,()]+(?:,\s*)?")
 
@@ -57,7 +59,7 @@ class Shown:
         """The objective's registry name; of runs without one, what was evaluated or from where it was imported."""
         config = self.run.config
         if "name" in self._objective:
-            return str(self._objective["name"])
+            return str(self._objective["name"]) + (", cost" if self.run.kind == "llm_cost" else "")
         if self.run.kind == IMPORTED:
             return f"imported: {config.get('name', self.id)}"
         return str(config.get("evaluated") or config.get("experiment") or config.get("profile") or self.run.kind)
@@ -94,13 +96,15 @@ class Shown:
 
     @cached_property
     def labels(self) -> str:
-        """The kind of labels with their temperature, and the pairs' support where it is not full."""
+        """The kind of labels with their temperature; the pairs' support and the passes over reference samples where they are not usual."""
         found = self.run.config.get("labels")
         if not isinstance(found, dict):
             return ""
         temperature, support = found.get("temperature"), support_of(self.run.config)
         said = str(found.get("name", "")) + (f" (T = {temperature:g})" if isinstance(temperature, int | float) else "")
-        return said if support == FULL else f"{said}, {support} support"
+        said += "" if support == FULL else f", pairs of the nucleus {support}"
+        passes = passes_of(self.run.config)
+        return said if passes <= MANY_PASSES else f"{said}, reference samples seen {passes:g} times"
 
     @property
     def seed(self) -> int | None:
@@ -120,8 +124,9 @@ def show(runs: Sequence[Run]) -> list[Shown]:
     ordered = sorted(map(Shown, runs), key=lambda one: (one.run.kind, one.id, str(one.run.folder)))
     variants: dict[str, set[str]] = {}
     for one in ordered:
-        variants.setdefault(one.objective, set()).add(one.variant)
-    return [Shown(one.run, len(variants[one.objective]) > 1) for one in ordered]
+        if one.is_training:
+            variants.setdefault(one.objective, set()).add(one.variant)
+    return [Shown(one.run, one.is_training and len(variants[one.objective]) > 1) for one in ordered]
 
 
 def families(shown: Sequence[Shown]) -> list[list[Shown]]:
@@ -156,15 +161,17 @@ def differences(groups: Sequence[Sequence[Shown]], most: int = 4) -> list[str]:
     flat = [_flat(json.loads(group[0].axes)) for group in groups]
     if len(flat) < 2:
         return ["" for _ in flat]
-    keys = [
+    differing = [
         key
         for key in sorted({key for one in flat for key in one})
         if len({json.dumps(one.get(key)) for one in flat}) > 1
     ]
+    # A setting that older records do not have says less than one with another value.
+    keys = sorted(differing, key=lambda key: any(key not in one for one in flat))
     said = []
     for index, one in enumerate(flat):
         named = keys if index == 0 else [key for key in keys if one.get(key) != flat[0].get(key)]
-        words = [f"{key} = {one.get(key)!r}" for key in named[:most]]
+        words = [f"{key} = {one[key]!r}" if key in one else f"no {key}" for key in named[:most]]
         said.append(", ".join(words) + (f" and {len(named) - most} more" if len(named) > most else ""))
     return said
 

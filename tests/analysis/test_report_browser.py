@@ -85,9 +85,9 @@ def opened(tab: Page, report: Path, **size: int) -> Page:
 
 def test_a_script_in_a_text_is_shown_and_does_not_run(tab: Page, report: Path) -> None:
     page = opened(tab, report)
-    choose(page, "#samples select", 1)
+    choose(page, "#samples select", 0)  # the attack sorts before the other run
     assert page.evaluate("document.querySelector('#samples td').textContent").startswith(HOSTILE)
-    assert HOSTILE in page.evaluate("document.querySelector('#frontiers').textContent")
+    assert HOSTILE in page.evaluate("document.querySelector('#frontiers fieldset').textContent")  # a method's name
     page.evaluate("[...document.querySelectorAll('#runs button')].at(-1).click()")
     assert page.evaluate("document.querySelector('#manifest').open")
     assert "<script>" in page.evaluate("document.querySelector('#manifest pre').textContent")
@@ -111,6 +111,8 @@ def test_nothing_is_asked_of_a_network(tab: Page, report: Path) -> None:
 
 def test_a_marker_says_run_strength_and_step(tab: Page, report: Path) -> None:
     page = opened(tab, report)
+    choose(page, "#frontiers select", 1)
+    page.evaluate("new Promise(done => setTimeout(done, 300))")
     page.evaluate("document.querySelector('#frontiers .plot').scrollIntoView({block: 'center'})")
     x, y = page.evaluate(
         "(() => { const points = document.querySelectorAll('#frontiers .plot .trace:first-child .point');"
@@ -156,7 +158,7 @@ def test_all_of_it_works_from_the_keyboard(tab: Page, report: Path) -> None:
     page.wait("!document.querySelector('#manifest').open")
     assert page.evaluate("document.activeElement.textContent") == "manifest"  # back where one was
     # A method is hidden by its checkbox, and what is drawn can be read as a table.
-    page.evaluate("document.querySelector('#frontiers input[type=checkbox]').focus()")
+    page.evaluate("document.querySelector('#frontiers fieldset input').focus()")
     before = page.evaluate("document.querySelectorAll('#frontiers .plot .point').length")
     page.press(" ", 32, " ")
     page.wait(f"document.querySelectorAll('#frontiers .plot .point').length < {before}")

@@ -111,9 +111,10 @@
   const BOUND = "RLHF optimum (bound)";
   const rank = method => { const place = FIRST.findIndex(each => method === each || method.startsWith(each + "(")); return place < 0 ? FIRST.length : place; };
   const order = methods => [...new Set(methods)].sort((a, b) => (a === BOUND) - (b === BOUND) || rank(a) - rank(b) || a.localeCompare(b));
+  let everywhere = []; // methods of runs
   const look = (method, methods) => {
     if (method === BOUND) return { colour: "#6b6b6b", dash: "solid", mark: "circle", sign: "—" };
-    const at = methods.indexOf(method);
+    const at = everywhere.includes(method) ? everywhere.indexOf(method) : methods.indexOf(method); // the same in every plot
     return { colour: COLOURS[at % COLOURS.length], dash: DASHES[at % DASHES.length], mark: MARKS[at % MARKS.length], sign: SIGNS[at % SIGNS.length] };
   };
 
@@ -129,7 +130,7 @@
   }
 
   // Checkboxes are the legend: they work from the keyboard and name colour, line and marker of each method.
-  const SHOWN_AT_FIRST = 8;
+  const SHOWN_AT_FIRST = 6;
   function legend(methods, change) {
     const chosen = new Set(methods.length > SHOWN_AT_FIRST + 2 ? [...methods.slice(0, SHOWN_AT_FIRST), ...methods.filter(each => each === BOUND)] : methods);
     const boxes = methods.map(method => element("input", { type: "checkbox", checked: chosen.has(method), onchange: event => {
@@ -180,10 +181,10 @@
     const values = tableOnDemand(() => table("Points of the plot", ["objective", "run", "strength", "step", "status", panel.x.title, y.title], rows()));
     function redraw() {
       const methods = order(panel.series.map(one => one.method));
-      const traces = [];
-      for (const one of panel.bands.filter(one => banded.checked && kept.chosen.has(one.method) && one.y === y.name)) {
+      const traces = [], behind = banded.checked && panel.bands.length > 0; // paths, where frontiers are drawn
+      for (const one of panel.bands.filter(one => behind && kept.chosen.has(one.method) && one.y === y.name)) {
         const { colour, dash } = look(one.method, methods);
-        traces.push({ type: "scatter", mode: "none", x: [...one.kl, ...[...one.kl].reverse()], y: [...one.high, ...[...one.low].reverse()], fill: "toself", fillcolor: colour + "26", hoverinfo: "skip" });
+        traces.push({ type: "scatter", mode: "none", x: [...one.kl, ...[...one.kl].reverse()], y: [...one.high, ...[...one.low].reverse()], fill: "toself", fillcolor: colour + "1f", hoverinfo: "skip" });
         traces.push({ type: "scatter", mode: "lines", x: one.kl, y: one.reward, line: { color: colour, dash, width: 3 }, hovertemplate: `<b>${plain(one.method)}</b><br>frontier at KL %{x:.3g}: %{y:.3g}<extra></extra>` });
       }
       for (const method of methods.filter(each => kept.chosen.has(each))) {
@@ -204,7 +205,7 @@
         }
         const bar = (plus, minus) => ({ type: "data", symmetric: false, array: plus, arrayminus: minus, thickness: 1, width: 0, color: style.colour });
         traces.push({ type: "scatter", mode: method === BOUND ? "lines" : "lines+markers", name: plain(method), x: t.x, y: t.y, text: t.text, hovertemplate: "%{text}<extra></extra>",
-          line: { color: style.colour, dash: style.dash, width: method === BOUND ? 4 : 1.5 }, marker: { symbol: style.mark, size: t.size, color: style.colour }, opacity: method === BOUND ? .55 : 1,
+          line: { color: style.colour, dash: style.dash, width: method === BOUND ? 4 : behind ? 1 : 1.5 }, marker: { symbol: style.mark, size: t.size, color: style.colour }, opacity: method === BOUND || behind ? .55 : 1,
           error_x: bar(t.xp, t.xm), error_y: bar(t.yp, t.ym) });
       }
       caption.textContent = panel.note;
@@ -330,6 +331,7 @@
 
   async function start() {
     data = JSON.parse(await unpack("data"));
+    everywhere = order(data.runs.filter(one => one.kind !== "bandit").map(one => one.method));
     const make = part => {
       if (part.dataset.made) return;
       part.dataset.made = "true";
