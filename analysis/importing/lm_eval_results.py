@@ -85,7 +85,10 @@ class _Results:
         results = self.found.get("results")
         if not isinstance(results, dict) or not all(isinstance(scores, dict) for scores in results.values()):
             raise RecordError(path, "is no result file of lm-eval: it has no results by task")
-        self.files, self.rows, self.scores, self.notes = [path], Rows(), [], []
+        self.files: list[Path] = [path]
+        self.rows: Rows = []
+        self.scores: list[tuple[str, str, float, float, float]] = []  # task, metric, value, standard error, n
+        self.notes: list[str] = []
         self.tasks: dict[str, dict[str, Any]] = {}
         for task, scores in sorted(results.items()):
             samples = self._samples_file(task)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -53,7 +54,7 @@ def command(options: argparse.Namespace) -> int:
     """
     if options.out.is_dir():
         raise RecordError(options.out, "is a folder; --out is the page's file, such as report.html")
-    bars: list[tqdm[None]] = []
+    bars: list[tqdm[Any]] = []
 
     def progress(what: str, total: int) -> Callable[[], object]:
         bars.append(tqdm(total=total, desc=what, leave=False, disable=None))
@@ -70,9 +71,9 @@ def command(options: argparse.Namespace) -> int:
     again = shlex.join(["python", "-m", "analysis", "report", *options.folders, "--out", str(options.out)])
     page = render(content, options.title, again)
     atomic_write(options.out, page)
-    print(f"{options.out}: {len(content.shown)} runs, {len(page) / 1e6:.2f} MB")
+    print(f"{options.out}: {len(content.shown)} run(s), {len(page) / 1e6:.2f} MB")
     if content.skipped or content.left_out:
         print(
-            f"{len(content.skipped)} folders skipped, {len(content.left_out)} things left out: see above and the page's end"
+            f"{len(content.skipped)} folder(s) skipped, {len(content.left_out)} thing(s) left out: see above and the page's end"
         )
     return int(options.strict and bool(content.skipped or content.left_out))

@@ -110,7 +110,7 @@ def test_damaged_runs_are_skipped_with_a_line(folder: Path, tmp_path: Path, caps
     said, page = capsys.readouterr(), out.read_text()
     for words in ("interrupted: has tables but no run.json", "has format 99, newer", "metrics.parquet"):
         assert words in said.err and words in page
-    assert len(data_of(page)["runs"]) == 1 and "3 folders skipped" in said.out
+    assert len(data_of(page)["runs"]) == 1 and "3 folder(s) skipped" in said.out
     assert main(["report", str(tmp_path / "runs"), "--out", str(out), "--strict"]) == 1
 
 

@@ -68,8 +68,8 @@
     function show() {
       body.replaceChildren(...found.slice(start, start + PAGE).map(row => element("tr", {}, ...row.map((cell, index) => {
         const made = typeof cell === "function" ? cell() : String(cell);
-        const long = /\S{20}/.test(text(cell)); // a word that would make the table too wide
-        return index ? element("td", { class: long && "long" }, made) : element("th", { scope: "row" }, made);
+        const fit = /\S{20}/.test(text(cell)) ? "long" : text(cell).length < 24 && "short"; // a word that would make the table too wide
+        return index ? element("td", { class: fit }, made) : element("th", { scope: "row" }, made);
       }))));
       status.textContent = found.length ? `rows ${start + 1} to ${Math.min(start + PAGE, found.length)} of ${found.length}` : "no rows";
       back.disabled = start === 0;
@@ -102,7 +102,7 @@
 
   // -- looks -------------------------------------------------------------------------------------------------------
 
-  const COLOURS = ["#c24e00", "#0068ad", "#007a58", "#9a3f86", "#856000", "#a3243b", "#2f2f2f", "#4f5bd5"]; // 3 : 1 on white or more
+  const COLOURS = ["#c24e00", "#0068ad", "#007a58", "#9a3f86", "#856000", "#a3243b", "#2f2f2f", "#4f5bd5", "#5c7a00", "#00798c"]; // 3 : 1 on white or more
   const DASHES = ["solid", "dash", "dashdot", "dot", "longdash", "longdashdot"];
   const STROKES = { solid: "", dash: "6 3", dashdot: "6 2 1 2", dot: "1.5 2", longdash: "9 3", longdashdot: "9 2 1 2" };
   const MARKS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon", "star", "hexagon"];
@@ -318,13 +318,14 @@
     const dialog = document.getElementById("manifest");
     const open = one => {
       dialog.querySelector("h2").textContent = one.id;
+      dialog.querySelector("p").textContent = one.folder;
       dialog.querySelector("pre").textContent = JSON.stringify(one.manifest, null, 2);
       dialog.showModal();
     };
     const button = one => () => element("button", { type: "button", "aria-label": `manifest of ${one.id}`, onclick: () => open(one) }, "manifest");
-    part.append(table("Runs", ["run", "kind", "objective", "labels", "seed", "device", "code", "written", "folder", " "], data.runs.map(one => [
+    part.append(table("Runs", ["run", "kind", "objective", "labels", "seed", "device", "code", "written", " "], data.runs.map(one => [
       one.id, one.kind, one.label, one.labels || "–", one.seed ?? "–", one.manifest.device ?? "–", (one.manifest.code?.commit ?? one.manifest.code?.version ?? "–").slice(0, 10),
-      (one.manifest.times?.written ?? "–").slice(0, 16).replace("T", " "), one.folder, button(one)])));
+      (one.manifest.times?.written ?? "–").slice(0, 16).replace("T", " "), button(one)])));
   }
 
   const PARTS = { frontiers, cards, curves, benchmarks, samples, runs };
