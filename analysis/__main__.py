@@ -12,7 +12,9 @@ from analysis.claims import CLAIMS, adjusted_findings
 from analysis.claims.table import explain, render
 from analysis.evaluations import MissingEvaluations
 from analysis.evidence import Evidence
+from analysis.importing import command as importing
 from analysis.records import RecordError, copy_run, find_runs
+from analysis.report import command as report
 
 DEFAULT = "out"
 TEXTS = "samples"  # the table of prompts and completions
@@ -24,6 +26,8 @@ examples:
   python -m analysis claims --format markdown > claims.md
   python -m analysis evaluation out/language_model   tuned models before and after: measures, KL, benchmarks with tests
   python -m analysis verify out/bandits              whether the runs below reproduce
+  python -m analysis report out --out report.html    all of it on one page: frontiers, curves, cards, texts, manifests
+  python -m analysis import my-trl-run --out out/imported      runs of other programs as records
   python -m analysis export out --out records       the records without texts, small enough to publish
 """
 
@@ -74,10 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verify.add_arguments(verifying)
+    report.add_parser(commands)
+    importing.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "export":
             _export(options.folder, options.out)
+        elif options.command == "report":
+            return report.command(options)
+        elif options.command == "import":
+            return importing.command(options)
         elif options.command == "evaluation":
             for line in evaluation_table.command(options):
                 print(line, file=sys.stderr)

@@ -46,8 +46,8 @@ SECOND_STRENGTH = training_command("dpo(beta=0.5)", "ipo(tau=0.5)", _MAXPO.forma
 WITH_FORWARD_KL = training_command("dpo(beta=0.1) + forward_kl(weight=0.1, tokens='full')")
 SAMPLED_FORM = training_command(_MAXPO.format(beta=0.1, tokens="sampled"))
 
-# What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
-_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation")
+# What two language-model runs must share to be compared: everything but the objective, the labels and the seeds; stated units too.
+_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation", "units")
 
 # What may differ between comparable runs all the same, because settings say it themselves.
 _OF_SETTINGS = {"sampling": ("top_p",), "reference": ("samples",)}
