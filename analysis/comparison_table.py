@@ -99,8 +99,11 @@ def _pairs(options: Options) -> list[tuple[str, str]]:
 
 def _dominance(evidence: Evidence, options: Options) -> pd.DataFrame:
     methods = {name: evidence.method(name, options.labels, options.support) for name in options.methods}
-    points = {name: measured_points(found) for name, found in seeded(methods).items()}
-    return dominance_table(points, _pairs(options))
+    frames = []
+    for pair in _pairs(options):
+        compared = seeded({name: methods[name] for name in pair})
+        frames.append(dominance_table({name: measured_points(found) for name, found in compared.items()}, [pair]))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _matched(evidence: Evidence, options: Options, table: Callable[..., pd.DataFrame]) -> pd.DataFrame:
