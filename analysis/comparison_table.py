@@ -86,7 +86,7 @@ def _render(name: str, table: pd.DataFrame, style: str) -> str:
     if style == "csv":
         return table.to_csv(index=False).rstrip("\n")
     shown = tabulate(
-        table, "keys", tablefmt="github" if style == "markdown" else "simple", floatfmt=".3g", showindex=False
+        table.to_dict("list"), "keys", tablefmt="github" if style == "markdown" else "simple", floatfmt=".3g"
     )
     return f"{'## ' if style == 'markdown' else ''}{name}\n\n{TITLES[name]}\n\n{shown}"
 

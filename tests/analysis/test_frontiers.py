@@ -177,8 +177,9 @@ def test_a_hump_is_found_where_it_is_and_not_where_there_is_none() -> None:
     assert found.fall.low < 1.0 < found.fall.high
     assert found.peak_kl.low <= 2.0 <= found.peak_kl.high
     assert not hump(points(KL, rising, 0.1)).over_optimised
-    alarms = [hump(points(KL, flat, 0.3, seed=seed)).over_optimised for seed in range(40)]
-    assert np.mean(alarms) <= 0.05
+    null = [hump(points(KL, flat, 0.3, seed=seed)) for seed in range(40)]
+    assert np.mean([one.over_optimised for one in null]) <= 0.05
+    assert abs(np.mean([one.fall.estimate for one in null])) < 0.025  # .05 where the same prompts choose and measure
     with pytest.raises(ValueError, match="three points"):
         hump(points(KL[:2], KL[:2]))
 
