@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import evaluation_table, verify
+from analysis import comparison_table, evaluation_table, verify
 from analysis.claims import CLAIMS, adjusted_findings
 from analysis.claims.table import explain, render
 from analysis.evaluations import MissingEvaluations
 from analysis.evidence import Evidence
+from analysis.importing import command as importing
 from analysis.records import RecordError, copy_run, find_runs
+from analysis.report import command as report
 
 DEFAULT = "out"
 TEXTS = "samples"  # the table of prompts and completions
@@ -22,8 +24,11 @@ examples:
   python -m analysis claims out/bandits out/language_model     from several folders
   python -m analysis claims --explain C3            the reasoning behind one verdict
   python -m analysis claims --format markdown > claims.md
+  python -m analysis compare out/evidence           methods against each other, at equal KL, at equal reward
   python -m analysis evaluation out/language_model   tuned models before and after: measures, KL, benchmarks with tests
   python -m analysis verify out/bandits              whether the runs below reproduce
+  python -m analysis report out --out report.html    all of it on one page: frontiers, curves, cards, texts, manifests
+  python -m analysis import my-trl-run --out out/imported      runs of other programs as records
   python -m analysis export out --out records       the records without texts, small enough to publish
 """
 
@@ -74,10 +79,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verify.add_arguments(verifying)
+    report.add_parser(commands)
+    importing.add_parser(commands)
+    compare = commands.add_parser(
+        "compare",
+        help="methods against each other: frontiers, matched comparisons, over-optimisation, tuning budgets, aggregates",
+        description="Compare methods, with intervals over training seeds and items.",
+        epilog=comparison_table.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    comparison_table.add_arguments(compare)
     options = parser.parse_args(arguments)
     try:
         if options.command == "export":
             _export(options.folder, options.out)
+        elif options.command == "report":
+            return report.command(options)
+        elif options.command == "import":
+            return importing.command(options)
+        elif options.command == "compare":
+            for line in comparison_table.command(options):
+                print(line, file=sys.stderr)
         elif options.command == "evaluation":
             for line in evaluation_table.command(options):
                 print(line, file=sys.stderr)
@@ -85,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(not verify.command(options))
         else:
             _claims(options.folders, options.explain, options.format)
-    except (RecordError, MissingEvaluations, _UnknownClaim) as error:
+    except (RecordError, MissingEvaluations, comparison_table.NothingToCompare, _UnknownClaim) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from analysis.evidence import FULL, Setting
 from analysis.statistics import LEVEL, RESAMPLES, SEED
 
 Array = NDArray[np.float64]
@@ -203,3 +204,25 @@ def _interval(tasks: Tasks, statistic: Callable[[Tasks], Array]) -> tuple[Any, A
         rng=np.random.default_rng(SEED),
     )
     return estimate, result.confidence_interval.low, result.confidence_interval.high
+
+
+def scores_of(settings: Iterable[Setting], split: str = "held_out_prompts", metric: str = "reward") -> pd.DataFrame:
+    """Scores for the functions above: the mean over items at the last step, one row a run.
+
+    Methods are labels with hyper-parameters; a task is a kind of labels with a support of the pairs. Only tasks under which every
+    method was run are kept, as aggregates need.
+
+    Raises:
+        ValueError: no task was run by every method.
+    """
+    rows = []
+    for setting in settings:
+        for seed, score in setting.values(split, metric).mean(axis=1).items():
+            task = setting.labels if setting.support == FULL else f"{setting.labels}, pairs of {setting.support}"
+            rows.append({"method": setting.label, "task": task, "seed": str(seed), "score": float(score)})
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    methods = frame.groupby("task")["method"].nunique()
+    kept = frame[frame["task"].isin(methods.index[methods == frame["method"].nunique()])]
+    if kept.empty:
+        raise ValueError("no kind of labels and support was run by every one of these methods")
+    return kept.reset_index(drop=True)

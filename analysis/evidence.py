@@ -46,8 +46,8 @@ SECOND_STRENGTH = training_command("dpo(beta=0.5)", "ipo(tau=0.5)", _MAXPO.forma
 WITH_FORWARD_KL = training_command("dpo(beta=0.1) + forward_kl(weight=0.1, tokens='full')")
 SAMPLED_FORM = training_command(_MAXPO.format(beta=0.1, tokens="sampled"))
 
-# What two language-model runs must share to be compared: everything but the objective, the labels and the seeds.
-_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation")
+# What two language-model runs must share to be compared: everything but the objective, the labels and the seeds; stated units too.
+_FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation", "units")
 
 # What may differ between comparable runs all the same, because settings say it themselves.
 _OF_SETTINGS = {"sampling": ("top_p",), "reference": ("samples",)}
@@ -305,8 +305,8 @@ class Evidence:
     def method(self, objective: str, labels: str, support: str = FULL) -> list[Setting]:
         """Settings of one objective that differ in strength alone, by rising strength: what methods are compared by.
 
-        Of several variants (other hyper-parameters) the one run at the most strengths is taken, then the one run first,
-        so that no method is given more tries than the others for having more options.
+        Of several variants (other hyper-parameters) the one run at the most strengths is taken, then the one with the most runs,
+        then the one run first, so that no method is given more tries than the others for having more options.
 
         Raises:
             MissingEvidence: there is none.
@@ -314,7 +314,7 @@ class Evidence:
         variants: dict[str, list[Setting]] = {}
         for setting in self.language_model(objective, labels, support):
             variants.setdefault(setting.variant, []).append(setting)
-        return max(variants.values(), key=lambda found: (len(found), _age(found)))
+        return max(variants.values(), key=lambda found: (len(found), sum(len(one.runs) for one in found), _age(found)))
 
     def costs(self) -> list[Run]:
         """Runs that measure time and memory per step.

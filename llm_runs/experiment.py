@@ -495,6 +495,8 @@ class Experiment:
     def _own_samples(self, kind: str) -> StoredSamples | None:
         """Of the user's own data, in the order of the records; nothing of held-out prompts. They stay on disk. None: there are none."""
         path = self.out / "data" / f"{kind}.json"
+        if path.with_suffix(".jsonl").is_file():
+            raise InputError(f"{path.with_suffix('.jsonl')}: of an earlier version; use another --out")
         if not path.is_file() or self.own_pairs is None:
             return None
         found = StoredSamples.open(path)

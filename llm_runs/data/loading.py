@@ -40,6 +40,7 @@ _ADVICE = {
 }
 _NAMED = 3  # how many records of each kind of problem the report names
 _TOGETHER = 1 << 20  # pairs that are compared for duplicates in memory at a time
+_VERSION = 2  # of what is noted of how far reading has come
 
 
 @dataclass
@@ -268,7 +269,7 @@ class _Reader:
         if self.renderer.round_trip == "stop" and self.reading.bad_records == "drop":
             how.append("round trip")  # then such records are left out
         made = [tokenizer_fingerprint(tokenizer), str(tokenizer.chat_template)]
-        return fingerprint([self.source.name, self.source.fingerprint, stats, how, made])
+        return fingerprint([_VERSION, self.source.name, self.source.fingerprint, stats, how, made])
 
     def _repeated(self, store: Store[TokenPair]) -> np.ndarray[Any, Any]:
         """Which rows say the same as an earlier one, (N,) of bool; they are counted, or are an error."""

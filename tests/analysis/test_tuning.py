@@ -43,18 +43,18 @@ def test_budgets_count_strengths_rates_and_seeds(tmp_path: Path) -> None:
 
 
 def test_the_best_of_many_equal_settings_is_reported_without_the_winners_luck(tmp_path: Path) -> None:
-    """Twelve settings whose runs differ by chance alone: on the choosing half the best lies above the truth, on the other half not."""
+    """Ten settings whose runs differ by chance alone: on the choosing half the best lies above the truth, on the other half not."""
     level = dataclasses.replace(synthetic.PREDICTED["dpo"], reward=1.0)
     lucky, fair = [], []
-    for prompts in (24, 26, 28, 30, 32, 34):
+    for prompts in (24, 28, 32, 36):
         folder = tmp_path / str(prompts)
-        truth = synthetic.Truth({"dpo": level}, tuple(np.linspace(0.1, 1, 12)), (LABELS,), prompts=prompts, noise=2.0)
+        truth = synthetic.Truth({"dpo": level}, tuple(np.linspace(0.1, 1, 10)), (LABELS,), prompts=prompts, noise=2.0)
         found = Evidence.load(synthetic.write_language_model(folder, truth)).method("dpo", LABELS)
         base = found[0].values("held_out_prompts", "reward", 0)
         selection, report = halves(base.columns)
         chosen = select(found)
         assert chosen is not None
-        assert chosen.tried == 12
+        assert chosen.tried == 10
         values = chosen.setting.values("held_out_prompts", "reward")
         lucky.append((values - base).loc[:, selection].to_numpy().mean() - 0.7)
         fair.append((values - base).loc[:, report].to_numpy().mean() - 0.7)

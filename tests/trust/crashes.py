@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -470,7 +470,7 @@ def carry_out(
         )
         so_far.places.update(found.places)
         so_far.wrong += found.wrong
-        journal.write_text(json.dumps([asdict(each) for each in results.values()]))
+        journal.write_text(json.dumps([vars(each) for each in results.values()]))
         say(f"{name}: {found.kills} kills, {'; '.join(found.wrong) or 'as undisturbed'}")
     return list(results.values())
 
