@@ -83,6 +83,20 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+=-]+", "-", text).strip("-.") or "run"
 
 
+def loads(text: str) -> Any:
+    """JSON that tables can hold: whole numbers of 64 bits, no halves of characters. Raises ValueError where it is not that."""
+    found = json.loads(text, parse_int=_whole)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()  # a half of a surrogate pair has no encoding
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
@@ -90,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RecordError: it cannot be read, or is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(path, f"cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

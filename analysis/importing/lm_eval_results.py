@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.importing.imported import Imported, plain_settings, read_json
+from analysis.importing.imported import Imported, loads, plain_settings, read_json
 from analysis.records import RecordError, fingerprint
 
 BENCHMARK = "benchmark/"
@@ -111,8 +110,11 @@ class _Results:
     def _samples_file(self, task: str) -> Path | None:
         """lm-eval gives both files the same time in their names; where the results were renamed, the one file of the task."""
         if stamp := _STAMP.search(self.path.stem):
-            path = self.path.with_name(f"samples_{task}_{stamp[1]}.jsonl")
-            return path if path.is_file() else None
+            try:
+                path = self.path.with_name(f"samples_{task}_{stamp[1]}.jsonl")
+                return path if path.is_file() else None
+            except (OSError, ValueError):  # a task whose name no file can have
+                return None
         found = [path for path in self.path.parent.glob("samples_*.jsonl") if _task_of(path) == task]
         return found[0] if len(found) == 1 else None
 
@@ -121,7 +123,7 @@ class _Results:
         found: dict[str, dict[int, float]] = {}
         documents: dict[int, Any] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # JSON text may hold other line separators
         except (OSError, UnicodeDecodeError) as error:
             raise RecordError(path, f"cannot be read ({error})") from error
         strange: set[str] = set()
@@ -129,7 +131,7 @@ class _Results:
             if not line.strip():
                 continue
             try:
-                sample = json.loads(line)
+                sample = loads(line)
                 item, filter_name, metrics = int(sample["doc_id"]), str(sample.get("filter", "none")), sample["metrics"]
                 for metric in metrics:
                     ours = metric if filter_name == "none" else f"{metric},{filter_name}"
@@ -141,7 +143,7 @@ class _Results:
                         raise ValueError(f"item {item} has {ours} twice")
                     found[ours][item] = float(value)
                 documents[item] = sample.get("doc_hash") or fingerprint(sample.get("doc"))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
                 raise RecordError(path, f"line {number} is no sample of lm-eval: {reason}") from error
         for metric in sorted(strange):
@@ -164,7 +166,7 @@ class _Results:
             bare, _, filter_name = metric.partition(",")
             stated = scores.get(f"{bare},{filter_name or 'none'}")
             if bare in means and isinstance(stated, int | float) and values:
-                mean = math.fsum(values.values()) / len(values)
+                mean = sum(values.values()) / len(values)  # NaN where an item is
                 if not math.isclose(mean, stated, abs_tol=TOLERANCE, rel_tol=TOLERANCE):
                     raise RecordError(
                         path,

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 import objectives
 from analysis import records
+from analysis.importing import lm_eval_results, trainer_state
 from fuzzing.judging import Reader
 from fuzzing.mutations import BINARY, TEXT, YAML
 from llm_runs import benchmarks, data, gguf_header, labelling, rewards, sampling, saved_batches, strict, texts
@@ -400,6 +401,51 @@ def gguf_reader() -> Reader:
     return Reader("gguf", [("model.gguf", content)], BINARY, gguf_header.read, (InputError,))
 
 
+def import_readers() -> list[Reader]:
+    """Results of lm-eval with the scores of their items, and the Trainer's log: whichever of the files is damaged."""
+    state = {
+        "global_step": 3,
+        "log_history": [{"step": i, "epoch": 0.1, "loss": 1.0 / i, "rewards/margins": 0.5} for i in (1, 2, 3)],
+    }
+    stamp = "2026-01-01T00-00-00.000000"
+    scores = {"alias": "own", "acc,none": 0.5, "acc_stderr,none": 0.1}
+    results = {
+        "results": {"own": scores},
+        "versions": {"own": 1},
+        "n-shot": {"own": 0},
+        "n-samples": {"own": {"effective": 4}},
+    }
+    results |= {"model_name": "some/model", "date": 1.5}
+    items = [
+        {
+            "doc_id": i,
+            "doc": {"q": i},
+            "target": "a",
+            "filter": "none",
+            "metrics": ["acc"],
+            "acc": float(i % 2),
+            "doc_hash": str(i),
+        }
+        for i in range(4)
+    ]
+    whole = {
+        f"results_{stamp}.json": json.dumps(results, indent=1).encode(),
+        f"samples_own_{stamp}.jsonl": lines(items),
+    }
+
+    def read_results(path: Path) -> Any:
+        with _folder() as folder:
+            for name, content in whole.items():
+                (folder / name).write_bytes(path.read_bytes() if name == path.name else content)
+            return lm_eval_results.read(folder / f"results_{stamp}.json").tables
+
+    log = [("trainer_state.json", json.dumps(state, indent=1).encode())]
+    return [
+        Reader("lm_eval_results", list(whole.items()), TEXT, read_results, (records.RecordError,), names_file=False),
+        Reader("trainer_states", log, TEXT, lambda path: trainer_state.read(path).tables, (records.RecordError,)),
+    ]
+
+
 FAMILIES: dict[str, Callable[[], list[Reader]]] = {
     "preferences": preference_readers,
     "saved_dataset": lambda: [saved_dataset()],
@@ -409,6 +455,7 @@ FAMILIES: dict[str, Callable[[], list[Reader]]] = {
     "records": lambda: [record_reader()],
     "own": own_readers,
     "gguf": lambda: [gguf_reader()],
+    "imports": import_readers,
 }
 
 
