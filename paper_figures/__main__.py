@@ -98,9 +98,8 @@ def _draw(names: Sequence[str], evidence: Evidence, records: Path, out: Path) ->
             reason = f"the records lack column {error}" if isinstance(error, KeyError) else str(error)
             print(f"{name}: not drawn: {reason}", file=sys.stderr)
         else:
-            print(
-                f"{name} ({' '.join(map(str, number(name)))}): {paths[0]}, {', '.join(path.name for path in paths[1:-1])}"
-            )
+            files = ", ".join(path.name for path in paths[1:-1])
+            print(f"{name}: {paths[0]}, {files} ({' '.join(map(str, number(name)))})")
     print(f"to take them into a paper: {collect(out)}")
     return 1 if missing else 0
 
