@@ -2,6 +2,7 @@
 # make test        lint, types, tests: no GPU, no hub
 # make figures     redraw the figures from the records in out/
 # make zero        install DeepSpeed (an extra; wants a C++ compiler) and test training with ZeRO-2 and -3 on two CPU processes
+# make audit       known vulnerabilities of the pinned versions (needs the package index)
 # make notebooks   run the notebooks again, in place, on the records shipped here
 # make benchmarks  speed and memory of training against trl, each ratio beside its target (CPU)
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # Each step reads what the one before wrote.
 .NOTPARALLEL:
 
-.PHONY: help reproduce bandits language-model figures claims notebooks benchmarks zero test lint types pytest clean
+.PHONY: help reproduce bandits language-model figures claims notebooks benchmarks zero test lint types pytest audit clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -85,6 +86,12 @@ types: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+# In an environment of its own: what it needs is none of the project's business.
+audit: $(VENV)/.created
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.7'
+	$(VENV)/audit/bin/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

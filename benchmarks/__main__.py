@@ -5,6 +5,7 @@
     python -m benchmarks objectives                 a loss call as a share of a training step
     python -m benchmarks data --out results/        memory and speed of preference files of any size
     python -m benchmarks sweep --out results/       what a sweep costs beside its runs' own time
+    python -m benchmarks soak --out results/        two hours of runs in one process: flat memory, no open files left
 
 Each has a --help of its own.
 """
@@ -17,6 +18,7 @@ import sys
 COMMANDS = {
     "data": "data",
     "objectives": "objectives_cost",
+    "soak": "soak",
     "solver": "solver",
     "sweep": "sweep",
     "training": "training",

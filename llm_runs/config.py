@@ -14,12 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
 import objectives
 from llm_runs.strict import Checked as _Checked
 from llm_runs.strict import ConfigError, build, plain, read_yaml
 from llm_runs.strict import number as _number
+from objectives import yaml_text
+from objectives.yaml_text import YamlError
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,30 @@ class TrainingConfig(_Checked):
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in DELIVERY}
 
 
+Action = Literal["stop", "warn", "ignore"]
+
+
+@dataclass(frozen=True)
+class GuardsConfig(_Checked):
+    """What a run does when it meets something that makes its numbers worthless: stop, warn and go on, or ignore it.
+
+    Where it stops or warns, the batch is saved; `python -m llm_runs batch FILE` shows it. docs/training.md has each guard.
+    """
+
+    not_finite: Literal["stop", "warn"] = "stop"  # NaN or infinity in loss or gradients; warn: the update is left out
+    kl: Action = "stop"  # the policy beyond training.kl_limit of the reference
+    start: Action = "stop"  # policy and reference differ before the first update
+    collapse: Action = "warn"  # chosen and rejected completions both lose collapse_limit
+    collapse_limit: float = _number(3.0, above=0)  # nats a token
+    round_trip: Action = "warn"  # texts whose tokens do not give the text back
+    constant_reward: Action = "stop"  # every completion has the same reward, so that labels are coin flips
+
+
 # Keys of `training` that say where results go: they may change between calls on one folder.
 DELIVERY = ("report_to", "push_to_hub", "hub_model_id", "hub_private")
+
+# Sections and keys of a run that a single training's record leaves out: they say which trainings there are, or what is watched.
+NOT_DECISIVE = ("objectives", "training_seeds", "cost_steps", "name", "online", "guards")
 
 
 @dataclass(frozen=True)
@@ -354,6 +376,7 @@ class RunConfig(_Checked):
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     cost_steps: int = _number(0, at_least=0)  # measure time and memory with and without a reference for so many steps
 
@@ -455,8 +478,8 @@ def _apply(values: dict[str, Any], override: str | tuple[str, Any]) -> None:
         if not equals or not key:
             raise ConfigError(f"--set {override!r}: expected key=value, for example training.steps=10")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = yaml_text.read(text)
+        except YamlError as error:
             raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
     else:
         key, value = override

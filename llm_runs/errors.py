@@ -9,7 +9,14 @@ _FULL_WORDS = ("No space left on device", "os error 28", "PytorchStreamWriter fa
 
 
 class InputError(ValueError):
-    """Something given by the user, or by their machine, cannot be used; the message says what, where and what to do."""
+    """Something given by the user, or by their machine, cannot be used; the message says what, where and what to do.
+
+    The message is one line, also where it quotes what a library said in several, and where what it quotes is endless it is cut.
+    """
+
+    def __init__(self, message: object) -> None:
+        line = " ".join(filter(None, map(str.strip, str(message).splitlines())))
+        super().__init__(line if len(line) <= 2500 else f"{line[:1800]} [...] {line[-600:]}")  # the advice comes last
 
 
 def of_the_machine(error: BaseException) -> str | None:

@@ -27,9 +27,22 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
-from analysis.records import atomic_write, fingerprint
+from analysis.records import atomic_write, fingerprint, redact
 from analysis.records.files import LOCK
-from llm_runs import data, guards, labelling, models, processes, reference, rewards, sampling, sft, texts
+from llm_runs import (
+    data,
+    guards,
+    labelling,
+    models,
+    processes,
+    reference,
+    rewards,
+    round_trip,
+    sampling,
+    saved_batches,
+    sft,
+    texts,
+)
 from llm_runs.checkpoints import clear_checkpoints
 from llm_runs.config import DELIVERY, RunConfig, SamplingConfig, from_dict
 from llm_runs.data.artefact import REPORT, summary
@@ -40,11 +53,12 @@ from llm_runs.examples import Prompt, Sides, TokenPair, TokenSample
 from llm_runs.microbatches import compares_pairs, needs_in_training
 from llm_runs.mismatched import Mismatched
 from llm_runs.sampling import derived_seed
+from llm_runs.watch import Watch
 
 # Keys that may change between calls on the same folder: nothing that is shared between trainings depends on them.
 _FREE_TRAINING = (*DELIVERY, "micro_batch_size", "gradient_checkpointing", "sharding")
 _FREE = (
-    *("name", "objectives", "labels", "training_seeds", "cost_steps", "online"),
+    *("name", "objectives", "labels", "training_seeds", "cost_steps", "online", "guards"),
     *(f"training.{key}" for key in _FREE_TRAINING),
 )
 # How one's own preferences are read, which comes before all else: until that has succeeded, these may be corrected in the same folder.
@@ -55,6 +69,8 @@ _OF_READING = (
     "model.template",
     "model.chat_template",
 )
+_SHOWN = 100  # of samples with a constant reward, those that are saved
+_ROUND_TRIPS = 1000  # texts of which it is checked that their tokens give them back
 _AUTO_PROMPTS = 64  # prompts sampled twice for maxpo's automatic temperature where the pairs are your own
 
 
@@ -101,6 +117,7 @@ class Experiment:
 
     def __init__(self, config: RunConfig, out: Path, *, dry: bool = False) -> None:
         self.config, self.out = config, out
+        self.watch = Watch(config.guards)
         _lock(config, out, write=not dry)
 
     # -- model and texts -----------------------------------------------------------------------------------------
@@ -141,6 +158,30 @@ class Experiment:
         )
         guards.check_tokenizer(self.tokenizer, config, self.config.model.name, generation)
         guards.check_contexts(self.config, self.context)
+        if self.config.data.preferences is None:
+            self._check_round_trip()
+
+    def _check_round_trip(self) -> None:
+        """The guard of texts whose tokens do not give them back, on some of the texts; what comes back is saved in DIR/guards."""
+        changed = []
+        for text in self._pool[:_ROUND_TRIPS]:
+            ids = tuple(self.tokenizer(text.text).input_ids)
+            if (back := round_trip.read_back(self.tokenizer, text.text, ids)) is not None:
+                changed.append((text.text, back, ids))
+        if not changed:
+            return
+        among = min(len(self._pool), _ROUND_TRIPS)
+        reason = (
+            f"{self.config.data.text}: the tokens of {len(changed)} of {among} texts do not give the text back; "
+            f"{round_trip.said(*changed[0][:2])}: use the model's own tokenizer, or clean the texts"
+        )
+
+        def save(name: str) -> Path:
+            shown = {i: TokenSample((), ids, text, back) for i, (text, back, ids) in enumerate(changed[:_SHOWN])}
+            about = {"reason": "tokenization round trip", "prompt": "the text", "completion": "what its tokens say"}
+            return saved_batches.save_batch(self.out / "guards", {}, {"texts": shown}, about, name=name)
+
+        self.watch.meet("round_trip", reason, save)
 
     @cached_property
     def own_pairs(self) -> tuple[StoredPairs, StoredPairs] | None:
@@ -160,6 +201,7 @@ class Experiment:
             folder=self.out / "data",
             seed=derived_seed(self.config.seed_of("splits"), "held out"),
             chat_template=self.config.model.chat_template,
+            watch=self.watch,
         )
         print(data.save(loaded, self.config.data, self.out / "data", training, held_out), flush=True)
         return loaded.training, loaded.held_out
@@ -262,7 +304,9 @@ class Experiment:
         checkpoints = self.out / "sft"
         seed = derived_seed(self.config.seed_of("fine_tuning"), "sft") % 2**32
         shard = self.config.training.sharding
-        losses = sft.train(model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard)
+        losses = sft.train(
+            model, samples, config, seed=seed, checkpoints=checkpoints, shard=shard, tokenizer=self.tokenizer
+        )
         processes.by_first(lambda: atomic_write(self.out / "sft_losses.json", json.dumps(losses).encode()))
         models.save(model, self.tokenizer, self.out / "reference")
         processes.by_first(lambda: clear_checkpoints(checkpoints))
@@ -367,12 +411,32 @@ class Experiment:
         assert self.reward is not None
         found: dict[str, Sequence[TokenPair]] = {}
         for side, name in (("training", "pairs"), ("held_out", "held_out_pairs")):
-            found[side] = labelling.pair_up(rewards.score_samples(self.reward, self.samples(name)))
+            scored = rewards.score_samples(self.reward, self.samples(name))
+            if side == "training":
+                self.check_reward(scored, f"samples/{name}.jsonl")
+            found[side] = labelling.pair_up(scored)
             if not found[side]:
                 raise InputError(
                     "every prompt's two completions are the same, so there are no pairs; sample longer ones"
                 )
         return found
+
+    def check_reward(self, samples: Sequence[TokenSample], where: str) -> None:
+        """The guard of rewards that are constant; the samples are saved in DIR/guards.
+
+        Raises:
+            InputError: all are the same, and the configuration stops for that.
+        """
+
+        def save(name: str) -> Path:
+            about = {"reason": "constant reward", "where": where, "reward": type(self.reward).__name__}
+            shown = dict(enumerate(samples[:_SHOWN]))
+            scores = {"rewards": torch.tensor([entry.reward for entry in samples], dtype=torch.float64)}
+            return saved_batches.save_batch(
+                self.out / "guards", scores, {"samples": shown}, about, self.tokenizer, name
+            )
+
+        self.watch.meet("constant_reward", guards.constant(samples, where), save)
 
     def pairs_path(self, labels: LabelSet, side: str) -> Path:
         """The file of labelled pairs of one side ("training" or "held_out"); of given ones, what says which they are (`StoredPairs`)."""
@@ -604,14 +668,14 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
     named = (data.text, data.other_text, *of_reading)
     stats = {str(file): _stat(file) for name in named for file in local_files(name)}
     files = _checksums(path, stats)
-    current = {"config": config.to_dict(), "files": files, "stats": stats}
+    current = redact({"config": config.to_dict(), "files": files, "stats": stats})
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            old, new = flat(before["config"]), flat(config.to_dict())
+            old, new = flat(before["config"]), flat(current["config"])
             old_files = before["files"]
             unread = before["config"]["data"]["preferences"] is not None and _nothing_made(out)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); use another --out") from error
         changed = [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"

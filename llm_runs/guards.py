@@ -1,6 +1,7 @@
 """What must hold before a training spends any time: model, tokenizer, reference and lengths belong together.
 
-And what is watched while it runs: how far the policy has gone from the reference (`kl_per_token`).
+And what is watched while it runs: that the policy starts as its reference, how far it has gone from it (`kl_per_token`), whether all
+completions are becoming unlikely (`Collapse`), whether the reward says anything (`constant`). What then happens: `watch.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 import objectives
 from llm_runs.config import RunConfig
 from llm_runs.errors import InputError
+from llm_runs.examples import TokenSample
 from llm_runs.models import PROBE, tokenizer_fingerprint
 from llm_runs.reference import model_fingerprint
 
@@ -156,3 +158,90 @@ def beyond(kl: Mapping[str, Tensor], limit: float | None) -> str | None:
             where = source.replace("_", " ")
             return f"the policy is {found:.3g} nats a token from the reference on its {where}, beyond training.kl_limit={limit:g}"
     return None
+
+
+def differs_at_start(batches: Mapping[str, objectives.Batch], reduced_precision: bool) -> str | None:
+    """What to say where log-ratios or full-token KL are not zero before the first update (theory F9), where policy and reference are one.
+
+    `reduced_precision`: computed in bfloat16, so with larger rounding.
+    """
+    absolute, relative = (0.5, 0.02) if reduced_precision else (1e-3, 1e-5)
+    pairs, samples = batches.get("pairs"), batches.get("reference_samples")
+    compared: list[tuple[Tensor, Tensor | None]] = []
+    if isinstance(pairs, objectives.PairBatch):
+        compared += [
+            (pairs.chosen_logps, pairs.ref_chosen_logps),
+            (pairs.rejected_logps, pairs.ref_rejected_logps),
+        ]
+    for batch in batches.values():
+        if isinstance(batch, objectives.CandidateBatch | objectives.UnpairedBatch):
+            compared.append((batch.logps, batch.ref_logps))
+        if isinstance(batch, objectives.UnpairedBatch) and batch.mismatched_logps is not None:
+            compared.append((batch.mismatched_logps, batch.ref_mismatched_logps))
+        if isinstance(batch, objectives.RolloutBatch) and batch.token_logps is not None:
+            compared.append((batch.token_logps, batch.ref_token_logps))
+    differences = [((policy - ref).abs(), ref.abs()) for policy, ref in compared if ref is not None]
+    if isinstance(samples, objectives.SampleBatch) and samples.token_kl is not None:
+        differences.append((samples.token_kl.abs(), samples.logps.abs()))
+    for difference, size in differences:
+        if not bool((difference <= absolute + relative * size).all()):
+            return (
+                f"policy and reference differ by up to {difference.max().item():.4g} nats before the first step, where they should be "
+                "the same model: the reference log-probs come from other weights, another tokenizer or template, another "
+                "precision, or dropout is on. Compute them again for this model"
+            )
+    return None
+
+
+class Collapse:
+    """Whether chosen and rejected completions both lose likelihood: the margin may grow while the model forgets how to write either.
+
+    Measured in nats a token, against the reference where the batch has its log-probs, else against the first batch seen.
+
+    Args:
+        limit: the most that both may lose, nats a token.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._first: tuple[Tensor, Tensor] | None = None
+
+    def found(self, batches: Mapping[str, objectives.Batch]) -> str | None:
+        """What to say where both lost more than the limit."""
+        pairs = batches.get("pairs")
+        if (
+            not isinstance(pairs, objectives.PairBatch)
+            or pairs.chosen_lengths is None
+            or pairs.rejected_lengths is None
+        ):
+            return None
+        chosen, rejected = pairs.chosen_logps.detach(), pairs.rejected_logps.detach()
+        against = "the reference"
+        if pairs.ref_chosen_logps is not None and pairs.ref_rejected_logps is not None:
+            chosen, rejected = chosen - pairs.ref_chosen_logps, rejected - pairs.ref_rejected_logps
+        chosen, rejected = chosen.sum() / pairs.chosen_lengths.sum(), rejected.sum() / pairs.rejected_lengths.sum()
+        if pairs.ref_chosen_logps is None:
+            against = "the first step"
+            self._first = self._first or (chosen, rejected)
+            chosen, rejected = chosen - self._first[0], rejected - self._first[1]
+        lost = [-float(chosen), -float(rejected)]
+        if min(lost) <= self.limit:
+            return None
+        return (
+            f"chosen and rejected completions have both become unlikely: {lost[0]:.3g} and {lost[1]:.3g} nats a token below "
+            f"{against}, beyond guards.collapse_limit={self.limit:g}"
+        )
+
+
+def constant(samples: Sequence[TokenSample], where: str) -> str | None:
+    """What to say where all of several scored completions that are not the same text have the same reward, but for rounding."""
+    rewards = [entry.reward for entry in samples if entry.reward is not None]
+    if len({(entry.prompt_ids, entry.completion_ids) for entry in samples}) < 2 or len(rewards) < 2:
+        return None
+    low, high = min(rewards), max(rewards)
+    if high - low > 1e-9 * max(1.0, abs(high), abs(low)):
+        return None
+    return (
+        f"{where}: all {len(rewards)} completions have the reward {low:g}, so it says nothing of which is better: look at the "
+        "reward (reward.name), or let completions be longer (data.completion_tokens)"
+    )

@@ -11,9 +11,12 @@ import numpy as np
 from scipy.special import expit
 
 from analysis.records import atomic_write
+from llm_runs import json_lines
 from llm_runs.data.stored import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
+
+_NUMBERS = ("chosen_reward", "rejected_reward", "probability")
 
 
 def pair_up(samples: Sequence[TokenSample]) -> list[TokenPair]:
@@ -79,13 +82,10 @@ def write_pairs(path: Path, pairs: Sequence[TokenPair]) -> Path:
 def read_pairs(path: Path) -> list[TokenPair]:
     """Pairs that `write_pairs` wrote. Raises InputError with file, line and reason."""
     pairs = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                values = json.loads(line)
-                for key in ("prompt_ids", "chosen_ids", "rejected_ids"):
-                    values[key] = tuple(values[key])
-                pairs.append(TokenPair(**values))
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{path}, line {number}: not a pair ({error}); delete the file to redo it") from error
+    for where, values in json_lines.read(path):
+        try:
+            json_lines.check_types(values, ("prompt", "chosen", "rejected", "id"), _NUMBERS)
+            pairs.append(TokenPair(**json_lines.token_ids(values, "prompt_ids", "chosen_ids", "rejected_ids")))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{where}: not a pair ({error}); delete the file to redo it") from error
     return pairs

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import (
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from analysis.records import atomic_folder, fingerprint
-from llm_runs import assets, processes, sharding
+from llm_runs import assets, gguf_header, processes, sharding
 from llm_runs.config import ModelConfig
 from llm_runs.errors import InputError
 
@@ -228,14 +229,19 @@ def _context(config: PretrainedConfig) -> int:
 
 
 def convert_gguf(path: Path) -> Path:
-    """A GGUF file as a cached folder of safetensors (float32) and tokenizer, converted on first use."""
+    """A GGUF file as a cached folder of safetensors (float32) and tokenizer, converted on first use.
+
+    Raises:
+        InputError: the file is damaged, or holds a model that cannot be converted.
+    """
+    gguf_header.read(path)  # the loader trusts every length that it reads
     folder = assets.home() / "converted" / f"{path.stem}-{fingerprint(path)[:12]}"
     room = 12 * path.stat().st_size  # four bits to 32, and as much again while saving
     return assets.build(folder, room, lambda temporary: _convert(path, temporary))
 
 
 def _convert(path: Path, folder: Path) -> None:
-    with _load_errors(path):
+    with _load_errors(path, Exception):  # the loader raises whatever a missing or strange entry leads to
         quantised = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     # The loaded model refuses to be saved as long as its config calls it quantised, so make a clean one.
@@ -246,11 +252,11 @@ def _convert(path: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(type(quantised.config).from_dict(settings), dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
-    header = _tokenizer_header(path)
+    header = gguf_header.read(path).values
     for role, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"), ("pad_token", "padding_token_id")):
-        if key in header:  # loaders guess these by name, and differently between versions
+        if (key := f"tokenizer.ggml.{key}") in header:  # loaders guess these by name, and differently between versions
             setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(int(header[key])))
-    if header.get("pre") == "smollm":
+    if header.get("tokenizer.ggml.pre") == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = split_digits()
     tokenizer.model_max_length = context_length(model)
     tokenizer.padding_side = "left"
@@ -266,17 +272,6 @@ def split_digits() -> pre_tokenizers.PreTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-
-
-def _tokenizer_header(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of its tokenizer besides the vocabulary: `pre`, `bos_token_id`, `eos_token_id`, ..."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    prefix = "tokenizer.ggml."
-    names = ("pre", "bos_token_id", "eos_token_id", "padding_token_id")
-    entries = {name: reader.get_field(prefix + name) for name in names}
-    return {name: entry.contents() for name, entry in entries.items() if entry is not None}
 
 
 def tiny_random(
@@ -325,10 +320,16 @@ def tiny_random(
 
 
 @contextlib.contextmanager
-def _load_errors(source: str | Path) -> Any:
+def _load_errors(source: str | Path, *raised: type[Exception]) -> Any:
+    kinds = raised or (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+    )  # the latter two: damaged weights, other shapes
     try:
         yield
-    except (OSError, ValueError) as error:
+    except kinds as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise InputError(
             f"cannot load a model from {str(source)!r}: {reason}. Give one of {', '.join((TINY, 'smollm2-135m-instruct'))}, "

@@ -36,7 +36,7 @@ from llm_runs import (
 )
 from llm_runs.account import Step
 from llm_runs.checkpoints import clear_checkpoints
-from llm_runs.config import DELIVERY, RunConfig
+from llm_runs.config import DELIVERY, NOT_DECISIVE, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.evaluation import Evaluator
 from llm_runs.experiment import Experiment, LabelSet, Training
@@ -180,6 +180,7 @@ def _given(experiment: Experiment, one: Training, objective: objectives.Objectiv
         "seed": config.seed_of("order", one.labels.seed),
         "adapters_seed": config.seed_of("initialisation", one.labels.seed),
         "tokenizer": experiment.tokenizer,
+        "watch": config.guards,
     }
 
 
@@ -396,7 +397,14 @@ def _cost(experiment: Experiment, objective: str, kind: str) -> str | None:
         "reference": kind,
         "cost_steps": steps,
     }
-    for key in ("objectives", "labels", "training_seeds", "online", *(() if config.own_seeds else ("seeds",))):
+    for key in (
+        "objectives",
+        "labels",
+        "training_seeds",
+        "online",
+        "guards",
+        *(() if config.own_seeds else ("seeds",)),
+    ):
         del settings[key]
     with processes.sole(folder):
         return _measured_cost(experiment, objective, kind, steps, folder, settings)
@@ -509,7 +517,7 @@ def _evaluator(experiment: Experiment, labels: LabelSet, parts: Sequence[str] = 
 def settings_of(config: RunConfig, one: Training, objective: objectives.Objective, pairs: Any) -> dict[str, Any]:
     """What a training's record says it depended on."""
     settings = config.to_dict()
-    for key in ("objectives", "training_seeds", "cost_steps", "name", "online"):
+    for key in NOT_DECISIVE:
         del settings[key]
     if not config.own_seeds:  # said by `seed` and `training_seed`
         del settings["seeds"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -85,8 +85,13 @@ class TfidfReward:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 words = json.loads(arrays["words"].tobytes())
-                return cls(words, arrays["idf"], arrays["weights"], float(arrays["intercept"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                idf, weights = (np.asarray(arrays[name], dtype=np.float64) for name in ("idf", "weights"))
+                if sorted(words.values()) != list(range(len(idf))) or idf.shape != weights.shape or idf.ndim != 1:
+                    raise ValueError("its words, frequencies and weights do not belong together")
+                if not (np.isfinite(idf).all() and np.isfinite(weights).all() and np.isfinite(arrays["intercept"])):
+                    raise ValueError("it holds numbers that are not finite")
+                return cls(words, idf, weights, float(arrays["intercept"]))
+        except Exception as error:  # a damaged archive raises a dozen kinds, of zlib's, zipfile's and numpy's
             raise InputError(f"{path}: not a saved reward ({error}); delete it to have it fitted again") from error
 
 
@@ -126,7 +131,7 @@ class ClassifierReward:
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 config.model, use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"reward.model: cannot load a classifier from {config.model!r}: {reason}. Give a folder with safetensors, or a hub id "

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis.records import atomic_write, fingerprint
-from llm_runs import engines, processes, sharding
+from llm_runs import engines, json_lines, processes, sharding
 from llm_runs.config import SamplingConfig
 from llm_runs.engines import Drawn
 from llm_runs.errors import InputError
@@ -146,14 +146,11 @@ def write_samples(path: Path, samples: Sequence[TokenSample]) -> Path:
 def read_samples(path: Path) -> list[TokenSample]:
     """Samples from JSONL. Raises InputError with file, line and reason."""
     samples = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                samples.append(_from_line(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"{path}, line {number}: not a sample ({error}); delete the file to redo it"
-                ) from error
+    for where, values in json_lines.read(path):
+        try:
+            samples.append(_sample(values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{where}: not a sample ({error}); delete the file to redo it") from error
     return samples
 
 
@@ -255,7 +252,7 @@ def _decode(
         )
         past = output.past_key_values
         logits = output.logits[:, -1].float()
-        token = torch.multinomial(_nucleus((logits / temperature).softmax(-1), top_p), 1, generator=generator)
+        token = _drawn(_nucleus((logits / temperature).softmax(-1), top_p), generator)
         tokens.append(token)
         logps.append(logits.log_softmax(-1).gather(-1, token))
         ended |= torch.isin(token[:, 0], end_ids)
@@ -274,6 +271,19 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     ranked, order = probabilities.sort(-1, descending=True)
     ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
     return torch.zeros_like(probabilities).scatter(-1, order, ranked)
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """A token a row, (N, 1). Raises InputError where the probabilities are none."""
+    try:
+        return torch.multinomial(probabilities, 1, generator=generator)
+    except RuntimeError as error:
+        if bool(torch.isfinite(probabilities).all()):
+            raise
+        raise InputError(
+            "the model's next-token probabilities are NaN: its weights are broken, or overflow in this precision; look at its training's "
+            "loss, or set model.dtype=float32"
+        ) from error
 
 
 def _finish(
@@ -298,13 +308,9 @@ def _to_line(entry: TokenSample, index: int | None = None) -> str:
     return json.dumps(asdict(entry) if index is None else {"index": index, **asdict(entry)}, ensure_ascii=False)
 
 
-def _from_line(line: str) -> TokenSample:
-    return _sample(json.loads(line))
-
-
 def _sample(values: dict[str, Any]) -> TokenSample:
-    values["prompt_ids"], values["completion_ids"] = tuple(values["prompt_ids"]), tuple(values["completion_ids"])
-    return TokenSample(**values)
+    json_lines.check_types(values, ("prompt", "completion"), ("logp", "reward"))
+    return TokenSample(**json_lines.token_ids(values, "prompt_ids", "completion_ids"))
 
 
 def _put_together(partial: Path, wanted: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from llm_runs import processes, sharding
+from llm_runs import processes, saved_batches, sharding
 from llm_runs.checkpoints import KeepLastGood, last_checkpoint
 from llm_runs.config import SFTConfig
 from llm_runs.errors import InputError
@@ -18,6 +19,7 @@ from llm_runs.examples import TokenSample
 from llm_runs.logprobs import CompletionBatch, collate, completion_logits, token_logps
 from llm_runs.progress import show_progress
 from llm_runs.texts import Text
+from llm_runs.watch import Gradients, look
 
 
 def windows(texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[TokenSample]:
@@ -43,13 +45,16 @@ def train(
     seed: int,
     checkpoints: Path,
     shard: sharding.Sharding = "none",
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[tuple[int, float]]:
     """Fine-tune `model` in place on the completions; returns (step, mean loss per token in nats).
 
-    Continues from the last whole checkpoint in the folder `checkpoints`. `shard`: as `TrainingConfig.sharding`.
+    Continues from the last whole checkpoint in the folder `checkpoints`. `shard`: as `TrainingConfig.sharding`; `tokenizer`: to make a
+    failing batch readable.
 
     Raises:
-        InputError: the processes cannot share the batch evenly.
+        InputError: the processes cannot share the batch evenly; a loss or gradient is not finite: the batch is saved beside the
+            checkpoints, and nothing of the step has reached the weights.
     """
     processes.join()
     size = processes.size()
@@ -89,11 +94,15 @@ def train(
         data_collator=_collate,
         callbacks=[KeepLastGood(checkpoints), _Saving()],
     )
+    trainer.tokenizer, trainer.out = tokenizer, checkpoints
+    trainer.add_callback(Gradients(trainer.stop))
     show_progress(trainer, "fine-tuning")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    trainer.train(resume_from_checkpoint=processes.gather(last_checkpoint(checkpoints))[0])
+    resume_from = processes.gather(last_checkpoint(checkpoints))[0]
+    with resuming(resume_from):
+        trainer.train(resume_from_checkpoint=resume_from)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.eval()
@@ -113,8 +122,32 @@ class _Saving(TrainerCallback):  # type: ignore[misc]
         control.should_log |= control.should_save
 
 
+@contextlib.contextmanager
+def resuming(checkpoint: str | None) -> Iterator[None]:
+    """What a checkpoint holds besides tensors and numbers is refused by torch, with a page of advice; say it in a line instead.
+
+    Raises:
+        InputError: the optimiser, schedule or random state of `checkpoint` is no plain data.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (
+            checkpoint is None or type(error).__name__ != "UnpicklingError"
+        ):  # its module is not imported here, on purpose
+            raise
+        raise InputError(
+            f"{checkpoint}: its optimiser, schedule or random state holds something else than tensors and numbers, or is damaged; nothing "
+            "of it was run. Delete the checkpoint to go on from an earlier one, or from the beginning"
+        ) from error
+
+
 class _Trainer(sharding.ShardedTrainer):
     """The loss is the negative log-likelihood per completion token of a step, however the step is cut into forward passes."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    out: Path
+    _last: CompletionBatch
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -136,7 +169,27 @@ class _Trainer(sharding.ShardedTrainer):
         # Data parallelism takes the mean of the processes' gradients where their sum is wanted.
         share = processes.size() / num_items_in_batch
         loss: Tensor = -token_logps(completion_logits(model, batch), batch).sum() * share
+        self._last = batch
+        if not processes.all_of(bool(torch.isfinite(loss)), self.args.device):
+            self.stop(f"the loss is {loss.item()}")
         return loss
+
+    def stop(self, reason: str) -> None:
+        """Raise InputError; the last batch is saved."""
+        batch, step = self._last, int(self.state.global_step) + 1
+        number = processes.rank()
+        samples = {
+            place: TokenSample((), tuple(ids[mask].tolist()))
+            for place, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask.bool(), strict=True))
+        }
+        path = saved_batches.save_batch(
+            self.out / f"process-{number}" if number else self.out,
+            {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask},
+            {"texts": samples},
+            {"step": step, "objective": "fine-tuning", "reason": reason},
+            self.tokenizer,
+        )
+        raise InputError(f"fine-tuning stopped at step {step}: {reason}. Lower sft.learning_rate; {look(path)}")
 
 
 def _collate(samples: Sequence[TokenSample]) -> dict[str, CompletionBatch]:

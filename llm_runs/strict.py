@@ -12,9 +12,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from llm_runs.errors import InputError
+from objectives import yaml_text
+from objectives.yaml_text import YamlError
 
 
 class ConfigError(InputError):
@@ -67,8 +67,8 @@ def _check_range(value: float, limits: Mapping[str, float | None], place: str) -
 def read_yaml(path: Path) -> dict[str, Any]:
     """Keys and values of a YAML file. Raises ConfigError where it is not that."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml_text.read(path.read_text(encoding="utf-8"))
+    except (OSError, YamlError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")

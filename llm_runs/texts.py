@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from llm_runs import assets
+from llm_runs import assets, json_lines
 from llm_runs.errors import InputError
 
 
@@ -103,17 +102,11 @@ def _read_jsonl(path: Path) -> list[Text]:
     if not path.is_file():
         raise InputError(f"no such text file: {path}; known names: imdb, rotten_tomatoes, synthetic, none")
     texts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
-            raise InputError(f'{path}, line {number}: expected {{"text": "...", "label": 0 or 1}}')
-        if row.get("label") not in (None, 0, 1):
-            raise InputError(f"{path}, line {number}: label must be 0 or 1, not {row['label']!r}")
+    for where, row in json_lines.read(path):
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise InputError(f'{where}: expected {{"text": "...", "label": 0 or 1}}')
+        if type(row.get("label")) not in (int, type(None)) or row.get("label") not in (None, 0, 1):
+            raise InputError(f"{where}: label must be 0 or 1, not {row['label']!r:.60}")
         texts.append(Text(row["text"], row.get("label")))
     return texts
 

@@ -36,9 +36,9 @@ from transformers import (
 
 import objectives
 from analysis.records import atomic_write, fingerprint
-from llm_runs import failures, guards, kernels, memory, processes, reporting, sharding
+from llm_runs import guards, kernels, memory, processes, reporting, saved_batches, sharding
 from llm_runs.checkpoints import KeepLastGood, keep_good_checkpoint, last_checkpoint
-from llm_runs.config import LoRAConfig, TrainingConfig
+from llm_runs.config import GuardsConfig, LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.global_batch import gathered, rows
 from llm_runs.microbatches import (
@@ -55,7 +55,9 @@ from llm_runs.packing import Rows
 from llm_runs.progress import show_progress
 from llm_runs.reference import ReferenceLogps
 from llm_runs.scoring import Scorer
+from llm_runs.sft import resuming
 from llm_runs.vocabulary_head import TokenScores
+from llm_runs.watch import Gradients, Watch, look
 
 Evaluate = Callable[[PreTrainedModel, int], None]
 SATURATED = 5.0  # argument of a link beyond which a logistic or sigmoid has a slope below 0.0067 on its flat side
@@ -79,6 +81,7 @@ def train(
     evaluate_at: Collection[int] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
     starts_as_reference: bool = True,
+    watch: GuardsConfig | None = None,
     adapters_seed: int | None = None,
     stop_after: int | None = None,
 ) -> pd.DataFrame:
@@ -101,6 +104,7 @@ def train(
         evaluate: called with the model, in evaluation mode, and the step, after each step in `evaluate_at`.
         tokenizer: kept with every checkpoint, and used to make a failing batch readable.
         starts_as_reference: refuse a policy that is not the reference at step 0; False where the policy has been trained before.
+        watch: what to do about what the guards find; the defaults where it is not given.
         adapters_seed: of LoRA's initial weights; None: `seed`.
         stop_after: end after so many of the steps, all else being as with all of them.
 
@@ -108,12 +112,12 @@ def train(
     rejected_logps, saturated_share, grad_norm, learning_rate, step_seconds, step_cpu_seconds (of all threads), peak_memory_bytes;
     margin, accuracy, chosen_log_ratio and rejected_log_ratio (against the reference) where the objective uses the reference;
     kl_per_token/<source> (`guards.kl_per_token`) where the batch says something of the reference; once, at the last step,
-    passes/<source>: how often each source was seen.
+    passes/<source>: how often each source was seen; guard/<guard> = 1 at steps where a guard warned.
 
     Raises:
-        InputError: unusable input; a reference of another model; policy and reference that differ at step 0; a loss or gradient that
-            is not finite, or a policy too far from the reference (`config.kl_limit`): the batch is saved in `out` and the
-            last good checkpoint kept; too little memory; checkpoints in `out` that belong to another training.
+        InputError: unusable input; a reference of another model; what the guards stop for (`GuardsConfig`: policy and reference that
+            differ at step 0, a loss or gradient that is not finite, a policy beyond `config.kl_limit`): the batch is saved in `out` and
+            the last good checkpoint kept; too little memory; checkpoints in `out` that belong to another training.
     """
     processes.join()
     reporting.check(config.report_to)
@@ -124,6 +128,11 @@ def train(
         )
     if objective.needs_temperature:
         raise TrainingError(f"{objective.label}: resolve temperature='auto' first (objective.with_temperature(number))")
+    watch = watch or GuardsConfig()
+    if watch.not_finite == "warn" and config.sharding.startswith("zero"):
+        raise TrainingError(
+            f"guards.not_finite=warn leaves an update out, which is not possible with training.sharding={config.sharding}: let it be stop"
+        )
     needs = needs_in_training(objective, candidates=bool(candidates), unpaired=bool(unpaired))
     from_reference = FROM_DISTRIBUTIONS | (FROM_LOGPS if config.reference == "precomputed" else frozenset())
     stored: ReferenceLogps | None = None
@@ -187,15 +196,19 @@ def train(
             *(reporting.callbacks(config.report_to, out) if processes.is_first() else ()),
         ],
     )
+    trainer.add_callback(Gradients(partial(trainer.meet, "not_finite"), lambda: trainer.leaves_out))
     show_progress(trainer, objective.label)
     trainer.objective, trainer.scorer, trainer.live, trainer.steps, trainer.out = objective, scorer, live, steps, out
     trainer.kl_limit, trainer.starts_as_reference = config.kl_limit, starts_as_reference
+    trainer.watch = Watch(watch)
+    trainer.collapse = guards.Collapse(watch.collapse_limit)
     reset_peak_memory(model.device)
     with ExitStack() as stack:
         stack.enter_context(memory.explained(size))
         if config.kernels == "compile":
             stack.enter_context(kernels.compiled(*(each for each in (model, live and live.model) if each is not None)))
-        trainer.train(resume_from_checkpoint=resume_from)
+        with resuming(resume_from):
+            trainer.train(resume_from_checkpoint=resume_from)
     scorer.release(trained)
     if isinstance(trained, PeftModel):
         trained.merge_and_unload()
@@ -218,36 +231,66 @@ class _PreferenceTrainer(sharding.ShardedTrainer):
     out: Path
     kl_limit: float | None
     starts_as_reference: bool
+    watch: Watch
+    collapse: guards.Collapse
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = False  # the loss is a mean: the Trainer divides it by the accumulation steps
         self._parts: list[dict[str, Tensor]] = []
+        self._met: set[str] = set()  # guards that have warned since the last log
+        self._lost = False  # whether a loss since the last log was none
+        self._step = -1
+        self.leaves_out = False  # whether this step's update is left out
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         microbatch = unpack(inputs)
         batches = gathered(self._batches(model, microbatch))
+        self._last = inputs, _numbers(batches)
+        if self.state.global_step != self._step:
+            self._step, self.leaves_out = self.state.global_step, False
         noted = microbatch.sample_ref_logps
-        step = int(self.state.global_step)
-        if step == 0 and self.starts_as_reference:
-            _check_start(batches, self.accelerator.mixed_precision != "no" or self.model.dtype == torch.bfloat16)
+        if int(self.state.global_step) == 0 and self.starts_as_reference:
+            reduced = self.accelerator.mixed_precision != "no" or self.model.dtype == torch.bfloat16
+            self.meet("start", guards.differs_at_start(batches, reduced))
         try:
             terms = self.objective.term_values(batches)
-            loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                raise objectives.ObjectiveError(f"the loss is {loss.item()}")
-            kl = guards.kl_per_token(batches, None if noted is None else rows(noted))
-            if too_far := guards.beyond(kl, self.kl_limit):
-                raise objectives.ObjectiveError(too_far)
         except objectives.ObjectiveError as error:
-            raise self._failure(step + 1, str(error), inputs) from error
-        self._last_inputs = inputs
+            if all(bool(torch.isfinite(tensor).all()) for tensor in self._last[1].values()):
+                raise self._failure(str(error), inputs) from error
+            return self._left_out(batches, str(error))
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            return self._left_out(batches, f"the loss is {loss.item()}")
+        kl = guards.kl_per_token(batches, None if noted is None else rows(noted))
+        self.meet("kl", guards.beyond(kl, self.kl_limit))
+        self.meet("collapse", self.collapse.found(batches))
         with torch.no_grad():
             parts = _statistics(self.objective, terms, batches)
             self._parts.append(parts | {f"kl_per_token/{source}": value for source, value in kl.items()})
         return loss
+
+    def meet(self, guard: str, reason: str | None) -> None:
+        """Stop, warn or do nothing about what was found in the last batch. Raises TrainingError."""
+        if reason is None:
+            return
+        step, inputs = int(self.state.global_step) + 1, self._last[0]
+        if self.watch.action(guard) == "stop":
+            raise self._failure(reason, inputs, weights_are_good=guard == "not_finite" and "gradient" in reason)
+        where = f"step {step} of {self.objective.label}: {reason}"
+        if self.watch.meet(guard, where, lambda name: self._write_batch(name, reason)):
+            self._met.add(guard)
+
+    def _left_out(self, batches: Mapping[str, objectives.Batch], reason: str) -> Tensor:
+        """Where an update is left out: a loss of 0 that hangs together with all weights, as a backward pass expects."""
+        self.meet("not_finite", reason)
+        self.leaves_out = self._lost = True
+        connected = [
+            tensor for batch in batches.values() for tensor in batch.tensors().values() if tensor.requires_grad
+        ]
+        return torch.stack([tensor.nan_to_num(0.0, 0.0, 0.0).sum() for tensor in connected]).sum() * 0
 
     def _batches(self, model: Any, microbatch: Microbatch) -> dict[str, objectives.Batch]:
         rows, roles = microbatch.rows, microbatch.roles
@@ -321,27 +364,45 @@ class _PreferenceTrainer(sharding.ShardedTrainer):
                 "peak_memory_bytes": max(size for _, size in used),
             }
             self._parts.clear()
-            if not math.isfinite(logs.get("grad_norm", 0.0)):
-                reason = f"the gradient's norm is {logs['grad_norm']}"
-                raise self._failure(int(self.state.global_step), reason, self._last_inputs, weights_are_good=True)
+        if "loss" in logs:
+            logs |= {f"guard/{guard}": 1.0 for guard in sorted(self._met)}
+            if self._lost:
+                logs["loss"] = math.nan
+            elif (
+                "not_finite" not in self._met
+                and not math.isfinite(logs.get("grad_norm", 0.0))
+                and self.watch.action("not_finite") == "stop"
+            ):
+                reason = (
+                    f"the gradient's norm is {logs['grad_norm']}"  # known only now where DeepSpeed has the gradients
+                )
+                raise self._failure(reason, self._last[0], weights_are_good=True, step=int(self.state.global_step))
+            self._met.clear()
+            self._lost = False
         super().log(logs, start_time)
 
     def _failure(
-        self, step: int, reason: str, inputs: Mapping[str, Tensor], weights_are_good: bool = False
+        self, reason: str, inputs: Mapping[str, Tensor], weights_are_good: bool = False, step: int | None = None
     ) -> TrainingError:
         """The error for a failed step; its batch is written, and of the checkpoints the last good one kept."""
-        examples = self.train_dataset.examples(int(inputs["index"]))
-        about = {"step": step, "objective": self.objective.label, "reason": reason}
-        number = processes.rank()  # all processes see the failure, and each writes its own part of the batch
-        path = failures.save_batch(
-            self.out / f"process-{number}" if number else self.out, inputs, examples, about, self.processing_class
-        )
+        step = int(self.state.global_step) + 1 if step is None else step
+        path = self._write_batch(saved_batches.FAILED, reason, step)
         processes.barrier()
         kept = keep_good_checkpoint(Path(self.args.output_dir), step + 1 if weights_are_good else step)
         return TrainingError(
-            f"training stopped at step {step} of {self.objective.label}: {reason}. {kept}; the batch is in {path}. "
+            f"training stopped at step {step} of {self.objective.label}: {reason}. {kept}; {look(path)}. "
             "Lower training.learning_rate, or look at the objective's hyper-parameters"
         )
+
+    def _write_batch(self, name: str, reason: str, step: int | None = None) -> Path:
+        """Write the last batch: its ids and texts, and what policy and reference say of it."""
+        inputs, numbers = self._last
+        examples = self.train_dataset.examples(int(inputs["index"]))
+        step = int(self.state.global_step) + 1 if step is None else step
+        about = {"step": step, "objective": self.objective.label, "reason": reason}
+        number = processes.rank()  # all processes see what was found, and each writes its own part of the batch
+        out = self.out / f"process-{number}" if number else self.out
+        return saved_batches.save_batch(out, {**inputs, **numbers}, examples, about, self.processing_class, name)
 
 
 class _LiveReference:
@@ -469,32 +530,13 @@ def _check_lengths(model: PreTrainedModel, data: Microbatches) -> None:
             )
 
 
-def _check_start(batches: Mapping[str, objectives.Batch], reduced_precision: bool) -> None:
-    """Theory F9: before the first update the policy is the reference, so log-ratios and full-token KL are zero."""
-    absolute, relative = (0.5, 0.02) if reduced_precision else (1e-3, 1e-5)
-    pairs, samples = batches.get("pairs"), batches.get("reference_samples")
-    differences: list[tuple[Tensor, Tensor]] = []
-    compared: list[tuple[Tensor, Tensor | None]] = []
-    if isinstance(pairs, objectives.PairBatch):
-        compared += [
-            (pairs.chosen_logps, pairs.ref_chosen_logps),
-            (pairs.rejected_logps, pairs.ref_rejected_logps),
-        ]
-    for batch in batches.values():
-        if isinstance(batch, objectives.CandidateBatch | objectives.UnpairedBatch):
-            compared.append((batch.logps, batch.ref_logps))
-        if isinstance(batch, objectives.UnpairedBatch) and batch.mismatched_logps is not None:
-            compared.append((batch.mismatched_logps, batch.ref_mismatched_logps))
-    differences += [((policy - ref).abs(), ref.abs()) for policy, ref in compared if ref is not None]
-    if isinstance(samples, objectives.SampleBatch) and samples.token_kl is not None:
-        differences.append((samples.token_kl.abs(), samples.logps.abs()))
-    for difference, size in differences:
-        if not bool((difference <= absolute + relative * size).all()):
-            raise TrainingError(
-                f"policy and reference differ by up to {difference.max().item():.4g} nats before the first step, where they should be "
-                "the same model: the reference log-probs come from other weights, another tokenizer or template, another "
-                "precision, or dropout is on. Compute them again for this model"
-            )
+def _numbers(batches: Mapping[str, objectives.Batch]) -> dict[str, Tensor]:
+    """What losses see, by source and field, without gradients."""
+    return {
+        f"{source}/{name}": tensor.detach()
+        for source, batch in batches.items()
+        for name, tensor in batch.tensors().items()
+    }
 
 
 def _token_fields(

@@ -135,11 +135,17 @@ def _in_domain(domain: Domain, value: Any) -> bool:
         )
     if isinstance(value, bool) or not isinstance(value, Real_):
         return False
-    return math.isfinite(float(value)) and domain.contains(float(value))
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
+    return math.isfinite(number) and domain.contains(number)
 
 
 def _in_simplex(value: Any) -> bool:
     if not isinstance(value, tuple | list) or not value:
         return False
-    numbers = [float(x) for x in value if isinstance(x, Real_) and not isinstance(x, bool)]
-    return len(numbers) == len(value) and min(numbers) >= 0 and abs(math.fsum(numbers) - 1) < 1e-9
+    numbers: list[Any] = [x for x in value if isinstance(x, Real_) and not isinstance(x, bool)]
+    if len(numbers) < len(value) or not all(0 <= x <= 1 for x in numbers):
+        return False
+    return abs(math.fsum(map(float, numbers)) - 1) < 1e-9

@@ -223,6 +223,9 @@ def _readable(value: Any) -> str:
     return repr(value)
 
 
+_LONGEST_LABEL = 10_000  # characters
+
+
 def parse(text: str) -> Objective:
     """The objective that a label names: ``dpo(beta=0.1)+forward_kl(weight=0.1)``; hyper-parameters left out take their defaults.
 
@@ -230,10 +233,15 @@ def parse(text: str) -> Objective:
         ObjectiveError: the text is not such a sum, or names something unknown.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ObjectiveError(f"not an objective: {text!r}; write it as dpo(beta=0.1)+forward_kl(weight=0.1)") from error
-    return _parse(tree, text)
+        if len(text) > _LONGEST_LABEL:
+            raise SyntaxError
+        return _parse(ast.parse(text.strip(), mode="eval").body, text)
+    except (SyntaxError, RecursionError, MemoryError) as error:  # the latter two where it is nested without end
+        raise _no_objective(text) from error
+    except ValueError as error:
+        if isinstance(error, ObjectiveError):
+            raise
+        raise _no_objective(text) from error  # a zero byte
 
 
 def _parse(node: ast.expr, text: str) -> Objective:
@@ -249,10 +257,14 @@ def _parse(node: ast.expr, text: str) -> Objective:
     ):
         try:
             values = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # the latter from sets of lists and the like
             raise ObjectiveError(f"hyper-parameters in {text!r} must be literal values") from error
         return get(node.func.id, **values)
-    raise ObjectiveError(f"not an objective: {text!r}; write it as dpo(beta=0.1)+forward_kl(weight=0.1)")
+    raise _no_objective(text)
+
+
+def _no_objective(text: str) -> ObjectiveError:
+    return ObjectiveError(f"not an objective: {text!r:.300}; write it as dpo(beta=0.1)+forward_kl(weight=0.1)")
 
 
 def describe(objective: str | Objective) -> Description:

@@ -1,7 +1,8 @@
-"""Run records, and how files are written: `runs` has the records, `files` the writes, `locks` who may write."""
+"""Run records, and how files are written: `runs` has the records, `files` the writes, `locks` who may write, `redaction` what is not."""
 
 from analysis.records.files import RecordError, atomic_folder, atomic_write, publish
 from analysis.records.locks import LockError, sole
+from analysis.records.redaction import redact
 from analysis.records.runs import (
     FORMAT_VERSION,
     MANIFEST,
@@ -34,6 +35,7 @@ __all__ = [
     "package_versions",
     "publish",
     "read_run",
+    "redact",
     "sole",
     "write_run",
 ]

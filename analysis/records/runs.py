@@ -31,6 +31,8 @@ from analysis.records.files import RecordError, atomic_write, make_folder, os_er
 if TYPE_CHECKING:
     import pandas as pd  # loaded where tables are: not for those who only lock and look
 
+from analysis.records.redaction import redact
+
 FORMAT_VERSION = 1
 MANIFEST = "run.json"
 
@@ -161,7 +163,7 @@ def write_run(
             "tables": entries,
             "extra": extra or {},
         }
-        text = _manifest_text(_plain(manifest, manifest_path))
+        text = _manifest_text(redact(_plain(manifest, manifest_path)))
         staged[manifest_path] = stage(manifest_path, text.encode())  # last in, last renamed
         for path, temporary in staged.items():
             with os_errors(path, "cannot be written"):
@@ -245,7 +247,7 @@ def is_complete(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bo
         if isinstance(error, _NewerFormat):
             raise
         return False
-    return bool(run.manifest["config"] == _plain(config, folder / MANIFEST))
+    return bool(run.manifest["config"] == redact(_plain(config, folder / MANIFEST)))
 
 
 def fingerprint(value: Any) -> str:
@@ -292,7 +294,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RecordError(folder, "there is no such folder")
     try:
         manifest: dict[str, Any] = json.loads(_read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, RecordError):
             raise
         raise RecordError(path, f"is damaged: not valid JSON ({error})") from error
@@ -312,7 +314,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         _table_path(folder, name)
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
             raise RecordError(path, f"is damaged: table {name!r} has no checksum")
-    if manifest.get("sha256", _digest(manifest)) != _digest(manifest):  # records of earlier versions have none
+    try:
+        digest = _digest(manifest)
+    except RecursionError as error:
+        raise RecordError(path, "is damaged: nested too deeply") from error
+    if manifest.get("sha256", digest) != digest:  # records of earlier versions have none
         raise RecordError(path, "is damaged: it is not what was written (wrong checksum); make the run again")
     return manifest
 

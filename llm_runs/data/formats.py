@@ -133,7 +133,11 @@ def number(field: str, value: Any, typed: bool = True) -> float:
                 "not a number", f"{field!r} must be a number, not the text {value!r:.40}; write it without quotes"
             )
         value = read
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        finite = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        finite = False
+    if not finite:
         raise Problem("not a number", f"{field!r} must be a finite number, not {value!r:.40}")
     return float(value)
 

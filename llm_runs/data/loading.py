@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from analysis.records import fingerprint
-from llm_runs.config import DataConfig, ReadingConfig
+from llm_runs import round_trip, saved_batches
+from llm_runs.config import DataConfig, GuardsConfig, ReadingConfig
 from llm_runs.data import formats, pairing, splitting, store
 from llm_runs.data.formats import Comparison, Example, Fields, Format, Scored, Unpaired
 from llm_runs.data.problems import PreferenceFileError, Problem
@@ -29,6 +30,7 @@ from llm_runs.data.store import Store, Writer
 from llm_runs.data.stored import SAMPLES, NamedSample, PlacedPair, StoredPairs, StoredSamples, pair_kind
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.models import tokenizer_fingerprint
+from llm_runs.watch import Watch
 
 # Problems whose own words say what to do, or that leaving records out would not solve.
 _ADVICE = {
@@ -86,6 +88,7 @@ def load(
     seed: int,
     chat_template: bool = False,
     say: Callable[[str], None] = print,
+    watch: Watch | None = None,
 ) -> Loaded:
     """Read, check, render and split the preference data that `config` names. Interrupted, it goes on after the last part that it stored.
 
@@ -97,6 +100,7 @@ def load(
         seed: of the split, and of the pairing rule "best_random".
         chat_template: treat plain prompts and HH-RLHF transcripts as conversations.
         say: told what was detected.
+        watch: what to do about texts whose tokens do not give them back; the defaults where it is not given.
 
     Raises:
         PreferenceFileError: a source that cannot be read, a record that cannot be used (with file, record and field; see
@@ -105,13 +109,17 @@ def load(
     if config.preferences is None:
         raise ValueError("data.preferences names nothing to load")
     reading = config.reading
-    renderer = Renderer(tokenizer, context, reading, chat_template=chat_template)
+    watch = watch or Watch(GuardsConfig())
+    action = watch.action("round_trip")
+    renderer = Renderer(tokenizer, context, reading, chat_template=chat_template, round_trip=action)
     readers = [_Reader(config.preferences, reading.split, reading, renderer, seed, say, folder / "given")]
     if reading.held_out or reading.held_out_split:
         name, split = reading.held_out or config.preferences, reading.held_out_split or reading.split
         readers.append(_Reader(name, split, reading, renderer, seed, say, folder / "held_out"))
     for reader in readers:
         reader.read()
+    if changed := sum(reader.counts["changed"]["texts"] for reader in readers):
+        _warn_of_round_trips(watch, changed, renderer, folder)
     first = readers[0].pairs
     hashes = first.column("prompt_hash")
     if len(readers) == 2:
@@ -121,7 +129,7 @@ def load(
             raise PreferenceFileError(f"{readers[0].account.source}: every prompt is among the held-out ones")
         training = StoredPairs(first.store, first.rows[~shared])
     else:
-        held = splitting.held_out(hashes, config.held_out_fraction)
+        held = splitting.held_out(hashes, config.held_out_fraction, readers[0].account.source)
         training, held_out = (StoredPairs(first.store, first.rows[side]) for side in (~held, held))
     rendered = sum((reader.counts["rendered"] for reader in readers), Counter[str]())
     return Loaded(
@@ -134,6 +142,18 @@ def load(
         sum(len(reader.pairs) for reader in readers) - len(training) - len(held_out),
         readers[0].samples,
     )
+
+
+def _warn_of_round_trips(watch: Watch, changed: int, renderer: Renderer, folder: Path) -> None:
+    shown = renderer.came_back
+
+    def save(name: str) -> Path:
+        samples = {place: TokenSample((), ids, text, back) for place, (text, back, ids) in enumerate(shown)}
+        about = {"reason": "tokenization round trip", "prompt": "the text", "completion": "what its tokens say"}
+        return saved_batches.save_batch(folder, {}, {"texts": samples}, about, name=name)
+
+    first = f"; {round_trip.said(*shown[0][:2])}" if shown else ""  # none where an earlier call read them
+    watch.meet("round_trip", f"the tokens of {changed:,} texts do not give the text back{first}", save)
 
 
 def _among(hashes: np.ndarray[Any, Any], ids: np.ndarray[Any, Any], others: StoredPairs) -> np.ndarray[Any, Any]:
@@ -160,7 +180,7 @@ class _Reader:
         self.reading, self.renderer, self.seed, self.say, self.folder = reading, renderer, seed, say, folder
         self.source: Source = open_source(name, split, reading.subset, reading.revision)
         self.account = Account(self.source.name, self.source.kind, fingerprint=self.source.fingerprint)
-        self.counts: dict[str, Counter[str]] = {"truncated": Counter(), "rendered": Counter()}
+        self.counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("truncated", "rendered", "changed")}
         self.samples: dict[str, StoredSamples] = {}
         self.pairs: StoredPairs
         self._paired = 0  # unpaired labels: of the pairs that they make, how many were stored or left out
@@ -171,6 +191,7 @@ class _Reader:
     def read(self) -> None:
         """Read all records that are not stored yet."""
         self.renderer.truncated, self.renderer.rendered = self.counts["truncated"], self.counts["rendered"]
+        self.renderer.changed = self.counts["changed"]
         self._restore()
         if not self._writer.complete:
             self._read_on()
@@ -230,7 +251,7 @@ class _Reader:
         self.account = Account(**values | {"left_out": Counter(values["left_out"])})
         self._paired = progress["paired"]
         for name, counter in self.counts.items():
-            counter.update(progress[name])
+            counter.update(progress.get(name, {}))
         if self.account.format:
             self._form = formats.FORMATS[self.account.format]
             self.say(f"{self.account.source}: goes on after {self.account.records} records that were read before")
@@ -239,7 +260,14 @@ class _Reader:
         """What stored pairs depend on; files by size and time, because their checksums may take long."""
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.source.files]
         tokenizer = self.renderer.tokenizer
-        how = [asdict(self.reading) | {"duplicates": ""}, self.renderer.context, self.renderer.chat_template, self.seed]
+        how: list[Any] = [
+            asdict(self.reading) | {"duplicates": ""},
+            self.renderer.context,
+            self.renderer.chat_template,
+            self.seed,
+        ]
+        if self.renderer.round_trip == "stop" and self.reading.bad_records == "drop":
+            how.append("round trip")  # then such records are left out
         made = [tokenizer_fingerprint(tokenizer), str(tokenizer.chat_template)]
         return fingerprint([_VERSION, self.source.name, self.source.fingerprint, stats, how, made])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from llm_runs import round_trip
 from llm_runs.config import ReadingConfig
 from llm_runs.data import conversations
 from llm_runs.data.conversations import Messages, Text, assistant, user
@@ -17,6 +18,7 @@ from llm_runs.data.problems import Problem
 from llm_runs.examples import TokenPair, TokenSample
 
 SAME_WHEN_CUT = "identical after truncation"
+_CAME_BACK = 20  # texts kept of those that their tokens do not give back
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,25 @@ class Renderer:
         context: the most tokens of prompt and completion together.
         reading: limits and what to do with what exceeds them.
         chat_template: treat a plain prompt as a user's message and plain answers (and HH-RLHF transcripts) as conversations.
+        round_trip: what to do about texts whose tokens do not give them back: "stop" makes them problems of their records, "warn" counts
+            them in `changed` and keeps the first few in `came_back`, "ignore" does not look.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, context: int, reading: ReadingConfig, *, chat_template: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int,
+        reading: ReadingConfig,
+        *,
+        chat_template: bool = False,
+        round_trip: str = "warn",
     ) -> None:
         self.tokenizer, self.context, self.reading, self.chat_template = tokenizer, context, reading, chat_template
         self.truncated: Counter[str] = Counter()  # "prompts", "completions"
         self.rendered: Counter[str] = Counter()  # "plain text", "chat template"
+        self.round_trip = round_trip
+        self.changed: Counter[str] = Counter()  # "texts"
+        self.came_back: list[tuple[str, str, tuple[int, ...]]] = []  # text, what its tokens say, the tokens
 
     @property
     def template_hash(self) -> str | None:
@@ -216,7 +229,24 @@ class Renderer:
             except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
                 problems[place] = Problem("not text", f"holds {text[error.start]!r}, which is no character")
         found = _tokenized(self.tokenizer, ["" if at in problems else text for at, text in enumerate(texts)], special)
+        if self.round_trip != "ignore":
+            self._check_round_trips(texts, found, problems)
         return [problems.get(place, tuple(ids)) for place, ids in enumerate(found)]
+
+    def _check_round_trips(
+        self, texts: Sequence[str], ids: Sequence[Sequence[int]], problems: dict[int, Problem]
+    ) -> None:
+        """Texts that their tokens do not give back are counted, or become problems."""
+        for place, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
+            if place in problems or (back := round_trip.read_back(self.tokenizer, text, tokens)) is None:
+                continue
+            if self.round_trip == "stop":
+                said = round_trip.said(text, back)
+                problems[place] = Problem("round trip", f"its tokens do not give the text back: {said}")
+                continue
+            self.changed["texts"] += 1
+            if len(self.came_back) < _CAME_BACK:
+                self.came_back.append((text, back, tuple(tokens)))
 
     def _check_lengths(
         self, prompt: tuple[int, ...], completions: Sequence[tuple[int, ...]], fields: Sequence[str]

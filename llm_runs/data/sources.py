@@ -6,6 +6,7 @@ Records are read one after the other; only a JSON file that is one large array i
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import csv
 import gzip
@@ -15,7 +16,6 @@ import json
 import lzma
 import os
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from llm_runs import json_lines
 from llm_runs.data.problems import PreferenceFileError, Problem, nearest
 
 Record = tuple[str, Any]  # where it stands, for error messages, and its content: a mapping of fields, or a Problem
@@ -54,6 +55,9 @@ _KINDS = {
     ".parquet": "Parquet",
 }
 _ENDINGS = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+# Bounds on what a few bytes may stand for once they are unpacked; a record of a line is far below, a JSON array is held as a whole.
+_LONGEST_LINE = 64 * 2**20
+_LARGEST_JSON = 2**30
 _ATTEMPTS = 3
 _FIRST_WAIT = 2.0  # seconds; doubles with each attempt
 
@@ -164,11 +168,11 @@ def _kind_of_json(path: Path, start: bytes, opener: _Opener) -> str:
     if text.startswith(b"["):
         return "JSON"
     if text.startswith(b"{"):
-        with opener(path) as file:
-            first = next((line for line in file if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
+        with _reading(path), opener(path) as file:
+            first = next((line for line in _lines(path, file) if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
         try:
-            json.loads(first.removeprefix(b"\xef\xbb\xbf"))
-        except ValueError:
+            json_lines.loads(first.removeprefix(b"\xef\xbb\xbf").decode())
+        except (ValueError, RecursionError):
             return "JSON" if path.suffix != ".jsonl" else "JSON lines"
         return "JSON lines"
     raise PreferenceFileError(
@@ -178,15 +182,30 @@ def _kind_of_json(path: Path, start: bytes, opener: _Opener) -> str:
 
 def _json_lines(path: Path, opener: _Opener) -> Iterator[Record]:
     with _reading(path), opener(path) as file:
-        for number, line in enumerate(file, start=1):  # at b"\n" only: JSON text may hold other line separators
+        for number, line in enumerate(
+            _lines(path, file), start=1
+        ):  # at b"\n" only: JSON text may hold other line separators
             content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if content.strip():
                 yield f"{path}, line {number}", _parse_line(content.rstrip())
 
 
+def _lines(path: Path, file: Any) -> Iterator[bytes]:
+    """The lines of a file, of which none may take all memory. Raises PreferenceFileError for one that would."""
+    for number in itertools.count(1):
+        line: bytes = file.readline(_LONGEST_LINE)
+        if not line:
+            return
+        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            raise PreferenceFileError(
+                f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MiB, which no record is; is it damaged?"
+            )
+        yield line
+
+
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json_lines.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Problem("not UTF-8", f"not UTF-8 text ({error.reason} at byte {error.start})")
     except json.JSONDecodeError as error:
@@ -197,9 +216,13 @@ def _parse_line(line: bytes) -> Any:
 
 def _json(path: Path, opener: _Opener) -> Iterator[Record]:
     with _reading(path), opener(path) as file:
-        content = file.read()
+        content = file.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise PreferenceFileError(
+            f"{path}: more than {_LARGEST_JSON >> 30} GiB in one JSON array, which is read as a whole; save it as JSON lines"
+        )
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json_lines.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise PreferenceFileError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -218,10 +241,10 @@ def _json(path: Path, opener: _Opener) -> Iterator[Record]:
 
 
 def _csv(path: Path, opener: _Opener, delimiter: str) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(_LONGEST_LINE)
     with _reading(path), opener(path) as file:
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        reader = csv.reader((decode(line) for line in _lines(path, file)), delimiter=delimiter, strict=True)
         header: list[str] = []
         number = 0
         try:
@@ -250,8 +273,8 @@ def _cell(text: str) -> Any:
     """Text, or the list of messages or completions that is written in a cell as JSON."""
     if text.lstrip().startswith("[") and text.rstrip().endswith("]"):
         try:
-            value = json.loads(text)
-        except ValueError:
+            value = json_lines.loads(text)
+        except (ValueError, RecursionError):
             return text
         if isinstance(value, list) and value and not all(isinstance(each, str) for each in value):
             return value
@@ -262,9 +285,20 @@ def _parquet(path: Path) -> Iterator[Record]:
     number = 0
     with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1000):
-            for record in batch.to_pylist():
+            for record in _rows(batch):
                 number += 1
                 yield f"{path}, row {number}", record
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The rows of a batch as mappings; where one holds what is no text or no date, a Problem stands for it alone."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [Problem("not text", f"holds a value that cannot be read: {_short(error)}")]
+        half = len(batch) // 2
+        return _rows(batch.slice(0, half)) + _rows(batch.slice(half))
 
 
 # -- folders and the hub -------------------------------------------------------------------------------------------

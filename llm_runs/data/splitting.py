@@ -18,18 +18,18 @@ def prompt_hash(pair: TokenPair, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest()[:8])
 
 
-def held_out(hashes: np.ndarray[Any, Any], fraction: float) -> np.ndarray[Any, Any]:
+def held_out(hashes: np.ndarray[Any, Any], fraction: float, source: str = "the data") -> np.ndarray[Any, Any]:
     """Which pairs are held out, (N,) of bool, by the hashes of their prompts (N,); all pairs of a prompt go to the same side.
 
     About `fraction` of the prompts are held out: those whose hash, read as a number in [0, 1), is below it; at least one on either side.
     The side of a prompt does not change when records are added, removed or reordered (unless it is that only one).
 
-    Raises PreferenceFileError where there is a single prompt, so that nothing could be held out.
+    Raises PreferenceFileError, naming the `source`, where there is a single prompt, so that nothing could be held out.
     """
     lowest, highest = hashes.min(), hashes.max()
     if lowest == highest:
         raise PreferenceFileError(
-            "all pairs have the same prompt; at least two are needed, so that one can be held out"
+            f"{source}: all pairs have the same prompt; at least two are needed, so that one can be held out"
         )
     held = hashes < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
     held |= hashes == lowest if not held.any() else False

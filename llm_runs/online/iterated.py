@@ -72,6 +72,7 @@ class Iterated(Loop):
             seed=bench.seed("training", number) % 2**32,
             out=folder,
             tokenizer=bench.experiment.tokenizer,
+            watch=bench.config.guards,
             starts_as_reference=moving,
         )
         training.clear_checkpoints(folder)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import objectives
-from llm_runs import memory, training
+from llm_runs import guards, memory, saved_batches, training
 from llm_runs.config import OnlineConfig, PolicyGradientConfig
 from llm_runs.examples import TokenSample
 from llm_runs.logprobs import collate, completion_logits, event_kl, full_precision
@@ -31,6 +31,7 @@ from llm_runs.online.baselines import ValueFunction, leave_one_out, prompt_featu
 from llm_runs.online.rounds import Bench, Loop, metric_frame, metric_rows
 from llm_runs.packing import TokenSequence
 from llm_runs.scoring import Scorer
+from llm_runs.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class PolicyGradient(Loop):
         )
         self.value = ValueFunction(self.model.config.get_text_config().hidden_size)
         self.updates = 0
+        self.watch = Watch(bench.config.guards)
         self._reference: PreTrainedModel | None = None
 
     @classmethod
@@ -105,7 +107,7 @@ class PolicyGradient(Loop):
     def advance(self, number: int, folder: Path) -> pd.DataFrame:
         """Rollouts, then updates. Metrics of the round at its first update: reward, kl (mean log pi/pi_ref of the rollouts), entropy
         (mean -log pi), advantage_std; of every minibatch: loss, loss/<term>, ratio (mean), ratio_deviation (mean |ratio - 1|), clip_share,
-        grad_norm; at the last one: round_updates, stopped (1 where the stopping rule ended the round).
+        grad_norm; at the last one: round_updates, stopped (1 where the stopping rule ended the round); guard/<guard> = 1 where one warned.
         """
         with memory.lower("online.policy_gradient.minibatch", self.bench.online.policy_gradient.minibatch, kept=False):
             return self._round(number)
@@ -114,6 +116,7 @@ class PolicyGradient(Loop):
         bench, settings = self.bench, self.bench.online.policy_gradient
         samples = bench.rollouts(self.model, bench.prompts(number), bench.online.samples, number)
         rollouts, about = self.prepare(samples, number)
+        about |= self._watch_round(rollouts, number)
         rows = metric_rows(self.updates + 1, about)
         order = torch.Generator().manual_seed(bench.seed("order", number))
         first = self.updates
@@ -135,10 +138,47 @@ class PolicyGradient(Loop):
         rows += metric_rows(self.updates, end)
         return metric_frame(rows)
 
+    def _watch_round(self, rollouts: Rollouts, number: int) -> dict[str, float]:
+        """The guards of how far the policy is from the reference: nowhere before the first update, later within the limit."""
+        old, ref, mask = rollouts.old_token_logps, rollouts.ref_token_logps, rollouts.mask
+        everything = torch.arange(len(rollouts.sequences))
+        found = {}
+        if self.updates == 0:
+            batch = objectives.RolloutBatch(logps=old.sum(-1), token_logps=old, ref_token_logps=ref)
+            reduced = self.model.device.type == "cuda" or self.model.dtype == torch.bfloat16
+            found["start"] = guards.differs_at_start({"rollouts": batch}, reduced)
+        kl = {"rollouts": (old - ref).sum() / mask.sum()}
+        found["kl"] = guards.beyond(kl, self.bench.config.training.kl_limit)
+        about = {"kl_per_token/rollouts": kl["rollouts"].item()}
+        for guard, reason in found.items():
+            if self.meet(guard, reason, rollouts, everything):
+                about[f"guard/{guard}"] = 1.0
+        return about
+
+    def meet(self, guard: str, reason: str | None, rollouts: Rollouts, chosen: Tensor) -> bool:
+        """Stop (TrainingError), warn or do nothing; the rollouts `chosen` are saved in the run's folder `guards`. Whether it warned."""
+
+        def save(name: str) -> Path:
+            places = chosen.tolist()
+            sequences = {place: TokenSample(*rollouts.sequences[place]) for place in places}
+            numbers = {
+                "old_token_logps": rollouts.old_token_logps[chosen],
+                "ref_token_logps": rollouts.ref_token_logps[chosen],
+                "advantages": rollouts.advantages[chosen],
+            }
+            about = {"method": self.name, "update": self.updates + 1, "reason": reason}
+            folder = self.bench.experiment.out / "guards" / self.name
+            return saved_batches.save_batch(
+                folder, numbers, {"rollouts": sequences}, about, self.bench.experiment.tokenizer, name
+            )
+
+        where = f"{self.name} at update {self.updates + 1}: {reason}" if reason else None
+        return self.watch.meet(guard, where, save, self._failure)
+
     def update(self, rollouts: Rollouts, chosen: Tensor) -> tuple[bool, dict[str, float]]:
         """One minibatch: its statistics, and a step on it unless the stopping rule holds (then True).
 
-        Raises TrainingError where the loss or the gradient is not finite.
+        Raises TrainingError where the loss or the gradient is not finite; with guards.not_finite=warn the step is left out.
         """
         settings = self.bench.online.policy_gradient
         objective = self.objective()
@@ -152,16 +192,26 @@ class PolicyGradient(Loop):
         try:
             terms = objective.term_values({"rollouts": batch})
         except objectives.ObjectiveError as error:
-            raise self._failure(str(error)) from error
+            if all(bool(torch.isfinite(tensor).all()) for tensor in batch.tensors().values()):
+                raise self._failure(f"{self.name} at update {self.updates + 1}: {error}") from error
+            return self._left_out(str(error), rollouts, chosen)
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.bench.config.training.max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise self._failure(f"the loss is {loss.item():g} and the gradient's norm {norm.item():g}")
+            reason = f"the loss is {loss.item():g} and the gradient's norm {norm.item():g}"
+            return self._left_out(reason, rollouts, chosen)
         self.optimiser.step()
         self.updates += 1
         parts = {f"loss/{name}": value.item() for name, value in terms.items()}
         return False, values | parts | {"loss": loss.item(), "grad_norm": norm.item()}
+
+    def _left_out(self, reason: str, rollouts: Rollouts, chosen: Tensor) -> tuple[bool, dict[str, float]]:
+        """An update that was not made, or the error of it."""
+        self.meet("not_finite", reason, rollouts, chosen)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.updates += 1
+        return False, {"loss": float("nan"), "guard/not_finite": 1.0}
 
     def batch(self, rollouts: Rollouts, chosen: Tensor, *, exact_kl: bool) -> objectives.RolloutBatch:
         """The minibatch under the policy as it is, with gradients."""
@@ -263,9 +313,7 @@ class PolicyGradient(Loop):
         self.value.load(tensors)
 
     def _failure(self, reason: str) -> TrainingError:
-        return TrainingError(
-            f"{self.name} stopped at update {self.updates + 1}: {reason}. Lower online.policy_gradient.learning_rate, or raise its beta"
-        )
+        return TrainingError(f"{reason}. Lower online.policy_gradient.learning_rate, or raise its beta")
 
 
 class RlhfPpo(PolicyGradient):

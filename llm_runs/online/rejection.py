@@ -106,6 +106,7 @@ class Rso(Loop):
             seed=bench.seed("training", number) % 2**32,
             out=folder,
             tokenizer=bench.experiment.tokenizer,
+            watch=bench.config.guards,
         )
         training.clear_checkpoints(folder)
         head = {

@@ -77,7 +77,9 @@ class Bench:
                 engine=settings.engine,
                 description="sampling",
             )
-        return score_samples(self.reward, drawn)
+        scored = score_samples(self.reward, drawn)
+        self.experiment.check_reward(scored, f"completions of round {' '.join(map(str, purpose))}")
+        return scored
 
     def labelled(self, samples: Sequence[TokenSample], where: str, *purpose: object) -> list[TokenPair]:
         """Neighbours as pairs, labelled by the reward at the temperature of the run's first labels.

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from analysis.records import atomic_write, fingerprint, is_complete, write_run
 from llm_runs import account, dry_run, engines, models, pipeline, processes
 from llm_runs.account import Step
-from llm_runs.config import DELIVERY, OnlineMethod, RunConfig
+from llm_runs.config import DELIVERY, NOT_DECISIVE, OnlineMethod, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
 from llm_runs.online.iterated import Accelerated, Iterated
@@ -208,7 +208,7 @@ def _settings(bench: Bench, method: str) -> dict[str, Any]:
     """What a run's record says it depended on, in the form of an offline training's."""
     config = bench.config
     settings = config.to_dict()
-    for key in ("objectives", "training_seeds", "cost_steps", "name", "online"):
+    for key in NOT_DECISIVE:
         del settings[key]
     if not config.own_seeds:
         del settings["seeds"]

@@ -82,6 +82,11 @@ class Folder:
         """submitit's files."""
         return self.own / "jobs"
 
+    def make_private(self) -> None:
+        """The folder of submitit's files, for its owner alone: jobs are read there as pickles, so whoever writes there runs code."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        self.jobs.chmod(0o700)
+
     def write_plan(self, name: str, tasks: Sequence[Task], *, locks: bool) -> None:
         """Keep the plan, for jobs and for the status."""
         values = {"format": FORMAT, "name": name, "locks": locks, "tasks": [asdict(task) for task in tasks]}
@@ -140,6 +145,7 @@ def only_command(folder: Folder, sweep: str, tasks: Sequence[Task], *, locks: bo
                 folder.out, f"another command is doing this sweep: wait for it, or see `sweep-status {folder.out}`"
             )
         folder.write_plan(sweep, tasks, locks=locks)
+        folder.make_private()
         yield
 
 

@@ -188,7 +188,7 @@ def test_a_hub_task_without_the_hub_says_so(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
+        ("{", "line 2: not valid JSON: Expecting"),
         ('{"query": "a", "choices": ["b", "c"]}', "line 2: no key 'gold'"),
         ('{"query": "a", "choices": ["b", "c"], "gold": 2}', "line 2: .*index of one of them"),
         ('{"query": "a", "choices": ["b"], "gold": 0}', "line 2: .*at least two"),
@@ -203,7 +203,7 @@ def test_malformed_files_name_file_line_and_reason(tiny: Tiny, tmp_path: Path, l
 
 
 def test_missing_things_are_named(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"cannot read .*nothing\.jsonl"):
+    with pytest.raises(BenchmarkError, match=r"nothing\.jsonl: cannot be read"):
         benchmarks.run(*tiny, [str(tmp_path / "nothing.jsonl")])
     with pytest.raises(BenchmarkError, match="no folder"):
         benchmarks.run(*tiny, ["x"], include=tmp_path / "none")

@@ -507,7 +507,7 @@ def test_what_goes_wrong_in_a_round_is_explained(tmp_path: Path) -> None:
     rollouts, _ = loop.prepare(loop.bench.rollouts(loop.model, loop.bench.prompts(1), 4, 1), 1)
     infinite = torch.full_like(rollouts.advantages, torch.inf)
     wrong = Rollouts(rollouts.sequences, rollouts.old_token_logps, rollouts.ref_token_logps, rollouts.mask, infinite)
-    with pytest.raises(InputError, match=r"rlhf_ppo stopped at update 1: .*NaN or infinity.*learning_rate"):
+    with pytest.raises(InputError, match=r"rlhf_ppo at update 1: .*NaN or infinity.*learning_rate"):
         loop.update(wrong, torch.arange(4))
 
 

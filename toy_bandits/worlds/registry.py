@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from objectives import yaml_text
 from objectives.domains import unknown_name
+from objectives.yaml_text import YamlError
 from toy_bandits.errors import BanditError
 from toy_bandits.worlds.cells import Cells
 from toy_bandits.worlds.world import World, build
@@ -31,17 +31,6 @@ FAMILIES = (
     "several_references",
 )
 """In the order of the documentation; each is a file of `data`."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the second would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        return dict(super().construct_mapping(node, deep))
 
 
 class Family:
@@ -111,7 +100,7 @@ def get(world_id: str) -> World:
 @cache
 def _family(name: str) -> Family:
     text = (resources.files("toy_bandits.worlds") / "data" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Family(f"{name}.yaml", yaml.load(text, _StrictLoader))
+    return Family(f"{name}.yaml", yaml_text.read(text))
 
 
 def load_file(path: str | Path) -> dict[str, World]:
@@ -121,8 +110,8 @@ def load_file(path: str | Path) -> dict[str, World]:
         BanditError: the file cannot be read, or a world in it is not one; the message names file, world and cell.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_text.read(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise BanditError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     family = Family(str(path), content)
     return {world_id: family.build(world_id) for world_id in family.ids}
