@@ -78,14 +78,25 @@ def arm(fatal: int | None, folders: tuple[Path, ...], report: Path) -> Points:
     original, sync = io.open, os.fsync
 
     @functools.wraps(original)
-    def opened(file: Any, mode: str = "r", buffering: int = -1, *more: Any, **named: Any) -> Any:
+    def opened(
+        file: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        closefd: bool = True,
+        opener: Any = None,
+    ) -> Any:
         plain = set(mode) - set("bt")
-        if len(plain) != 1 or not plain & set("wax") or not points.inside(file) or more or buffering != -1:
-            return original(file, mode, buffering, *more, **named)
+        if len(plain) != 1 or not plain & set("wax") or not points.inside(file) or opener or buffering not in (-1, 1):
+            return original(file, mode, buffering, encoding, errors, newline, closefd, opener)
         if points.reached(f"open {file}"):
             points.die()
         raw = io.BufferedWriter(_Raw(points, file, plain.pop()))
-        return raw if "b" in mode else io.TextIOWrapper(raw, **named)
+        if "b" in mode:
+            return raw
+        return io.TextIOWrapper(raw, encoding, errors, newline, line_buffering=buffering == 1)
 
     def synced(descriptor: Any) -> None:
         if points.reached("fsync"):
