@@ -36,7 +36,7 @@ def tabulate(evidence: Evidence) -> Table:
     ]
     return Table(
         columns="llrrlr",
-        heads=("Benchmark", "Objective", "Before", "After", "Change [95 % interval]", "Adjusted p"),
+        heads=("Benchmark", "Objective", "Before", "After", "Change [95 % interval]", "Adj. p"),
         parts=parts,
         frame=frame.sort_values("task", kind="stable"),
         runs=[run for setting in settings for run in setting.runs],

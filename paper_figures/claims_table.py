@@ -20,7 +20,7 @@ def tabulate(evidence: Evidence) -> Table:
     """One row per claim and domain, a rule between claims."""
     findings = [claim.findings(evidence) for claim in EVERY]
     return Table(
-        columns="lp{0.14\\textwidth}llrp{0.38\\textwidth}",
+        columns="lp{0.14\\textwidth}llrp{0.36\\textwidth}",
         heads=("", "Claim", "Where", "Verdict", "Parts", "Effect size [95 % interval]"),
         parts=[[_row(one, first=place == 0) for place, one in enumerate(found)] for found in findings],
         frame=parts_frame([one for found in findings for one in found]),

@@ -99,7 +99,7 @@ def table(
     for rows in parts:
         body += [r"\midrule", *(_row(row) for row in rows)]
     lines = [
-        r"\small",
+        r"\footnotesize",
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",
         *body,

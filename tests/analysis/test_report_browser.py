@@ -88,7 +88,7 @@ def test_a_script_in_a_text_is_shown_and_does_not_run(tab: Page, report: Path) -
     choose(page, "#samples select", 0)  # the attack sorts before the other run
     assert page.evaluate("document.querySelector('#samples td').textContent").startswith(HOSTILE)
     assert HOSTILE in page.evaluate("document.querySelector('#frontiers fieldset').textContent")  # a method's name
-    page.evaluate("[...document.querySelectorAll('#runs button')].at(-1).click()")
+    page.evaluate("document.querySelector('#runs td button[aria-label*=hacked]').click()")
     assert page.evaluate("document.querySelector('#manifest').open")
     assert "<script>" in page.evaluate("document.querySelector('#manifest pre').textContent")
     assert page.evaluate("window.hacked ?? 0") == 0
@@ -162,6 +162,8 @@ def test_all_of_it_works_from_the_keyboard(tab: Page, report: Path) -> None:
     before = page.evaluate("document.querySelectorAll('#frontiers .plot .point').length")
     page.press(" ", 32, " ")
     page.wait(f"document.querySelectorAll('#frontiers .plot .point').length < {before}")
+    page.press(" ", 32, " ")
+    page.wait(f"document.querySelectorAll('#frontiers .plot .point').length === {before}")
     page.evaluate("document.querySelector('#frontiers summary').focus()")
     page.press("Enter", 13, "\r")
     page.wait("document.querySelectorAll('#frontiers details table tbody tr').length > 2")
