@@ -72,6 +72,8 @@ def test_stored_tokens_bound_the_exact_kl() -> None:
 
 def test_unknown_benchmarks_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["trianing"]) == 2
-    assert "no benchmark 'trianing'; there are: data, objectives, solver, sweep, training" in capsys.readouterr().err
+    assert (
+        "no benchmark 'trianing'; there are: data, objectives, soak, solver, sweep, training" in capsys.readouterr().err
+    )
     assert training.main(["--out", "x", "--steps", "1"]) == 2
     assert "--steps must be at least 2" in capsys.readouterr().err

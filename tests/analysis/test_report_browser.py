@@ -17,7 +17,7 @@ from analysis.report.page import render
 pytestmark = needs_browser
 READY = "document.documentElement.dataset.ready"
 DRAWN = "document.querySelectorAll('.plot[data-drawn]').length"
-SLOWEST = 4.0  # seconds until 500 runs are ready, on two busy cores; measured: docs/report.md
+SLOWEST = 4.0  # seconds until 500 runs are ready, on two busy cores
 LARGEST = 6e6  # bytes of such a page
 
 # Relative luminance and contrast as in WCAG 2.2; the background is the nearest ancestor's that has one.

@@ -135,7 +135,8 @@ def fuzz(reader: Reader, count: int, folder: Path, seed: int = 0, stop_after: in
         if problem or not read:
             outcome.failures.append(f"the valid {name}: {problem or 'refused'}")
         path.unlink()
-    base = 0.0
+    _peak()  # forget what this process had before
+    base = _peak()
     for number in range(max(1, int(count * reader.weight))):
         name, content = mutant(reader, seed, number)
         path = folder / "work" / name
@@ -146,7 +147,6 @@ def fuzz(reader: Reader, count: int, folder: Path, seed: int = 0, stop_after: in
         outcome.refused += not read and problem is None
         if number % _WINDOW == 0:
             peak = _peak()
-            base = base or peak
             outcome.megabytes = max(outcome.megabytes, peak - base)
             if peak - base > MEGABYTES:
                 problem = problem or f"{peak - base:.0f} MB within {_WINDOW} inputs before this"

@@ -180,8 +180,8 @@ def results(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         tracker = EvaluationTracker(output_path=str(out / name))
         found: Any = simple_evaluate(
             HFLM(pretrained=model, tokenizer=models.load_tokenizer(tiny_folder), batch_size=2),
-            tasks=_load([str(out / "films.jsonl")]),
-            task_manager=_manager(),  # without lm-eval's thousands of tasks, which take seconds to list
+            tasks=_load([str(out / "films.jsonl")], None),
+            task_manager=_manager(None),  # without lm-eval's thousands of tasks, which take seconds to list
             log_samples=True,
             bootstrap_iters=10,
             evaluation_tracker=tracker,

@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyt
     taken = tmp_path / "file"
     taken.write_text("")
     assert run("ipo", "--only", "determinism", "--compare", "--out", taken) == 2
-    assert "cannot make the folder (Not a directory)" in capsys.readouterr().err
+    assert "cannot make the folder (File exists)" in capsys.readouterr().err
 
 
 def test_settings_of_a_sums_part(tmp_path: Path) -> None:

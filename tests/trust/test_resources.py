@@ -54,7 +54,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     ):
         pytest.skip("only root may mount a small disk")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", "--lazy", place], check=True)  # what was mapped may still be
 
 
 def test_a_disk_that_is_full_again_and_again(disk: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
