@@ -122,11 +122,18 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
     if hint is float:
         value = _scientific(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return float(_in_range(value, place))
         raise ConfigError(f"{place} must be a number, not {value!r}")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         kind = {int: "a whole number", str: "text", bool: "true or false"}[hint]
         raise ConfigError(f"{place} must be {kind}, not {value!r}")
+    return _in_range(value, place) if hint is int else value
+
+
+def _in_range(value: Any, place: str) -> Any:
+    """The number, unless it is a whole one that no machine's numbers hold."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{place} must be less than 2**63, not a number of {len(hex(value)) - 2} hexadecimal digits")
     return value
 
 

@@ -65,6 +65,8 @@ def test_the_shipped_ones_are_there() -> None:
         ("objectives: [dop(beta=0.1)]", ["objectives", "'dop'", "dpo"]),
         ("objectives: [dpo(bet=0.1)]", ["objectives", "'bet'", "beta"]),
         ("objectives: [dpo(beta=-1)]", ["objectives", "beta"]),
+        (f"training: {{learning_rate: 1{'0' * 400}}}", ["learning_rate", "less than 2**63"]),
+        (f"training: {{steps: 1{'0' * 400}}}", ["steps", "less than 2**63"]),
         ("training: [", ["not valid YAML"]),
         ("- 1", ["keys and values"]),
     ],
