@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import TypeVar, overload
 
+T = TypeVar("T")
 Prompt = tuple[int, ...]
+
+
+class MadeWhenAsked(Sequence[T]):
+    """A sequence whose elements are made, or read, each time they are asked for: `at` and a length are all that it needs."""
+
+    @abstractmethod
+    def at(self, place: int) -> T:
+        """The element at `place`, from 0 to below the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        places = range(len(self))[index]
+        return [self.at(place) for place in places] if isinstance(places, range) else self.at(places)
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class TokenPair:
         )
 
 
-class Sides(Sequence[TokenSample]):
+class Sides(MadeWhenAsked[TokenSample]):
     """The completions of pairs, chosen and rejected in turn; each is read when it is asked for."""
 
     def __init__(self, pairs: Sequence[TokenPair]) -> None:
@@ -69,16 +89,8 @@ class Sides(Sequence[TokenSample]):
     def __len__(self) -> int:
         return 2 * len(self.pairs)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenSample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenSample]: ...
-
-    def __getitem__(self, index: int | slice) -> TokenSample | list[TokenSample]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> TokenSample:
+        """One side of a pair."""
         return self.pairs[place // 2].samples[place % 2]
 
     @property

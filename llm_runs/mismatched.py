@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 
 from llm_runs.errors import InputError
-from llm_runs.examples import TokenSample
+from llm_runs.examples import MadeWhenAsked, TokenSample
 from llm_runs.packing import TokenSequence
 from llm_runs.reference import places_of, sequence_digest, sorted_places
 
 
-class Mismatched(Sequence[TokenSample]):
+class Mismatched(MadeWhenAsked[TokenSample]):
     """For each distinct prompt and completion: the same prompt with the completion of another one.
 
     The other is the next with another prompt in the order of their digests: a random order that is fixed by the data alone, so that the
@@ -40,16 +39,8 @@ class Mismatched(Sequence[TokenSample]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenSample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenSample]: ...
-
-    def __getitem__(self, index: int | slice) -> TokenSample | list[TokenSample]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> TokenSample:
+        """A prompt with the completion that it was given."""
         other = self._other(place)
         assert other is not None
         prompt = self._sample(place).prompt_ids

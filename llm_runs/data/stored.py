@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from llm_runs.data.measures import measures_of_pairs, sequence_hashes
 from llm_runs.data.store import Columns, Kind, Mapped, Selection, list_column
-from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.examples import MadeWhenAsked, TokenPair, TokenSample
 
 
 class PlacedPair(NamedTuple):
@@ -79,7 +79,7 @@ class StoredSamples(Selection[TokenSample]):
     kind = SAMPLES
 
 
-class StoredGroups(Sequence[list[TokenSample]]):
+class StoredGroups(MadeWhenAsked[list[TokenSample]]):
     """The candidates of each prompt: samples that follow each other and have one prompt.
 
     Attributes:
@@ -104,16 +104,8 @@ class StoredGroups(Sequence[list[TokenSample]]):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> list[TokenSample]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[list[TokenSample]]: ...
-
-    def __getitem__(self, index: int | slice) -> list[TokenSample] | list[list[TokenSample]]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> list[TokenSample]:
+        """The candidates of a prompt."""
         return list(self.samples[int(self.starts[place]) : int(self.starts[place + 1])])
 
     @property
