@@ -17,6 +17,7 @@ from llm_runs.models import tiny_random
 from llm_runs.reference import ReferenceLogps, compute
 from llm_runs.scoring import Scorer
 from llm_runs.training import train
+from llm_runs.verify import TOLERANCE
 from toy_bandits import Bandit, solve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -113,6 +114,13 @@ def test_training_is_the_same_whatever_makes_it_faster(settings: dict[str, objec
     assert policy.config._attn_implementation == "sdpa"  # for everything but training, it is as it was
     prompt = torch.tensor([PAIRS[0].prompt_ids], device="cuda")
     assert policy.generate(prompt, max_new_tokens=4, do_sample=False).shape[1] <= prompt.shape[1] + 4
+
+
+def test_the_same_training_again_is_within_the_bound_of_verification(tmp_path: Path) -> None:
+    """Sums in another order, in bfloat16, are all that may differ between two trainings of the same seed: `analysis verify` relies on it."""
+    first, second = (trained(tmp_path / name)[0] for name in ("first", "second"))
+    print("largest difference of a loss:", max(abs(a - b) for a, b in zip(first, second, strict=True)))
+    assert second == pytest.approx(first, rel=TOLERANCE, abs=TOLERANCE)
 
 
 def test_full_token_kl_is_zero_at_the_start_and_trains(tmp_path: Path) -> None:
