@@ -117,7 +117,7 @@ def test_training_is_the_same_whatever_makes_it_faster(settings: dict[str, objec
 
 
 def test_the_same_training_again_is_within_the_bound_of_verification(tmp_path: Path) -> None:
-    """Sums in another order, in bfloat16, are all that may differ between two trainings of the same seed: `analysis verify` relies on it."""
+    """Only sums in another order may differ between two trainings of one seed: `analysis verify` relies on it."""
     first, second = (trained(tmp_path / name)[0] for name in ("first", "second"))
     print("largest difference of a loss:", max(abs(a - b) for a, b in zip(first, second, strict=True)))
     assert second == pytest.approx(first, rel=TOLERANCE, abs=TOLERANCE)
