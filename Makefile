@@ -66,10 +66,15 @@ notebooks: $(VENV)/.test
 benchmarks: $(VENV)/.test
 	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks training --out $(OUT)/benchmarks/training
 
-# None of DeepSpeed's kernels are needed; what its processes talk through on a CPU is compiled when it is first used.
+# None of DeepSpeed's kernels are needed; what its processes talk through on a CPU is compiled once, here: several processes that compile
+# it at the same time wait for each other, and for ever if one was killed meanwhile.
+$(VENV)/.zero: export PATH := $(abspath $(BIN)):$(PATH)
+$(VENV)/.zero zero: export TORCH_EXTENSIONS_DIR := $(abspath $(VENV))/torch_extensions
 $(VENV)/.zero: $(VENV)/.test
-	@echo "== installing DeepSpeed"
+	@echo "== installing DeepSpeed, and compiling what its processes talk through (minutes)"
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,zero]'
+	rm -rf "$(TORCH_EXTENSIONS_DIR)"
+	$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; assert build_shm_op() is not None'
 	@touch $@
 
 zero: $(VENV)/.zero

@@ -76,8 +76,9 @@ def by_zero(stored: Path, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: trained(LABEL, changes, stored, out / name) for name, changes in ZERO.items()}
     for name, changes in ZERO.items():
         place = out / f"{name} cut"
-        interrupted(LABEL, changes, stored, place)
-        found[f"{name} cut"] = trained(LABEL, changes, stored, place, LONGER)
+        longer = changes | ({"micro_batch_size": LONGER.batch_size // 2} if "micro_batch_size" in changes else {})
+        interrupted(LABEL, longer, stored, place)
+        found[f"{name} cut"] = trained(LABEL, longer, stored, place, LONGER)
         found[f"{name} evaluated"] = evaluated(changes, stored, out / f"{name} evaluated")
     return found
 
