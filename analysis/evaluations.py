@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.recorded import recorded
 from analysis.records import RecordError, Run
 from analysis.statistics import Correction, Interval, adjusted, mean, paired_difference, paired_test
 
@@ -69,15 +70,16 @@ def estimators(runs: Sequence[Run]) -> pd.DataFrame:
     """
     rows = []
     for run in runs:
-        frame = run.table("evaluations")
-        for quantity, (split, found) in ESTIMATORS.items():
-            for name, (metric, sign) in found.items():
-                chosen = frame[(frame["split"] == split) & (frame["metric"] == metric) & (frame["step"] > 0)]
-                for step, values in chosen.groupby("step")["value"]:
-                    rows.append(
-                        {"run": run.id, "step": int(str(step)), "quantity": quantity, "estimator": name}
-                        | _moments(sign * values.to_numpy(dtype=float))
-                    )
+        found = recorded(run)
+        for quantity, (split, names) in ESTIMATORS.items():
+            for name, (metric, sign) in names.items():
+                for step in found.steps(split, metric):
+                    if step > 0:
+                        values = found.at(split, metric, step).to_numpy()
+                        rows.append(
+                            {"run": run.id, "step": step, "quantity": quantity, "estimator": name}
+                            | _moments(sign * values)
+                        )
     return _frame(rows, "KL estimates").sort_values(["run", "step"], kind="stable", ignore_index=True)
 
 
@@ -124,12 +126,11 @@ def benchmarks(
 
 def _before_and_after(run: Run) -> Iterator[tuple[str, str, pd.Series, pd.Series]]:
     """(split, metric, values at step 0, values at the last step with that metric), the values by item."""
-    frame = run.table("evaluations")
-    for (split, metric), rows in frame.groupby(["split", "metric"], sort=True):
-        steps = sorted(rows["step"].unique())
+    found = recorded(run)
+    for split, metric in found.names:
+        steps = found.steps(split, metric)
         if steps[0] == 0 and len(steps) > 1:
-            before, after = (rows[rows["step"] == step].set_index("item")["value"] for step in (steps[0], steps[-1]))
-            yield str(split), str(metric), before, after
+            yield split, metric, found.at(split, metric, 0), found.at(split, metric, steps[-1])
 
 
 def _compared(run: Run, where: str, before: pd.Series, after: pd.Series) -> dict[str, object]:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.recorded import recorded
 from analysis.records import Run, find_runs
+from analysis.statistics import on
 
 NEAR_DETERMINISTIC = "near_deterministic"
 NOISY = "noisy"
@@ -97,13 +99,6 @@ class Setting:
         """The runs' seeds, "data/training"."""
         return tuple(seed_of(run) for run in self.runs)
 
-    @functools.cached_property
-    def _measured(self) -> dict[tuple[str, str], pd.DataFrame]:
-        """By (split, metric): seed, step, item, value of every run."""
-        frames = [run.table("evaluations").assign(seed=seed) for run, seed in zip(self.runs, self.seeds, strict=True)]
-        groups = pd.concat(frames).groupby(["split", "metric"], sort=False)
-        return {(str(split), str(metric)): rows for (split, metric), rows in groups}
-
     def values(self, split: str, metric: str, step: int | None = None) -> pd.DataFrame:
         """Values by training seed (rows) and item (columns) at ``step`` (default: the last at which this was evaluated).
 
@@ -121,25 +116,39 @@ class Setting:
         return {}
 
     def _pivoted(self, split: str, metric: str, step: int | None) -> pd.DataFrame:
-        rows = self._measured.get((split, metric))
-        if rows is None:
+        columns = self._columns(split, metric, step)
+        if all(column.empty for column in columns):
             return pd.DataFrame(dtype=float)
-        rows = rows[rows["step"] == (rows["step"].max() if step is None else step)]
-        if rows.duplicated(["seed", "item"]).any():
+        if any(column.index.has_duplicates for column in columns):
             raise ValueError(f"{split}, {metric} of {self.label} has values of one item twice")
-        table = rows.pivot(index="seed", columns="item", values="value").astype(float)
-        counts = rows.groupby("item").size()
-        shared = counts.index[counts == len(self.runs)]
-        if 2 * len(shared) < len(counts):
+        shared = everything = columns[0].index
+        for column in columns[1:]:
+            if column.index is not shared or column.index is not everything:
+                shared, everything = shared.intersection(column.index), everything.union(column.index)
+        if 2 * len(shared) < len(everything):
             raise ValueError(
-                f"the training seeds of {self.label} share {len(shared)} of {len(counts)} items of {split}, {metric}"
+                f"the training seeds of {self.label} share {len(shared)} of {len(everything)} items of {split}, {metric}"
             )
-        return table.reindex(columns=shared)
+        shared = shared if shared.is_monotonic_increasing else shared.sort_values()
+        order = sorted(range(len(columns)), key=self.seeds.__getitem__)
+        return pd.DataFrame(
+            np.stack([on(columns[place], shared).to_numpy() for place in order]),
+            index=pd.Index([self.seeds[place] for place in order], name="seed"),
+            columns=shared,
+            copy=False,
+        )
+
+    def _columns(self, split: str, metric: str, step: int | None) -> list[pd.Series]:
+        """Values by item of every run, at ``step`` or the last at which any run was evaluated so; empty where one was not."""
+        steps = self.steps_of(split, metric)
+        if not steps:
+            return [pd.Series(dtype=float)]
+        at = steps[-1] if step is None else step
+        return [recorded(run).at(split, metric, at) for run in self.runs]
 
     def steps_of(self, split: str, metric: str) -> list[int]:
         """Steps at which this was evaluated; 0 is the reference itself."""
-        rows = self._measured.get((split, metric))
-        return [] if rows is None else sorted(int(step) for step in rows["step"].unique())
+        return sorted({step for run in self.runs for step in recorded(run).steps(split, metric)})
 
     @functools.cached_property
     def evaluations(self) -> pd.DataFrame:
@@ -160,21 +169,21 @@ class Setting:
     @property
     def steps(self) -> list[int]:
         """Steps at which anything was evaluated; 0 is the reference itself."""
-        return sorted(int(step) for step in self.evaluations["step"].unique())
+        found = (recorded(run) for run in self.runs)
+        return sorted({step for one in found for name in one.names for step in one.steps(*name)})
 
     @property
     def splits(self) -> list[str]:
         """Names of the evaluated splits."""
-        return sorted(self.evaluations["split"].unique())
+        return sorted({split for run in self.runs for split, _ in recorded(run).names})
 
     def items(self, split: str, metric: str, step: int | None = None) -> pd.Series:
         """Value by item at ``step`` (default: the last step at which this was evaluated); empty where there is none."""
-        frame = self.evaluations
-        frame = frame[(frame["split"] == split) & (frame["metric"] == metric)]
-        if frame.empty:
-            return pd.Series(dtype=float)
-        frame = frame[frame["step"] == (frame["step"].max() if step is None else step)]
-        return pd.Series(frame["value"].to_numpy(dtype=float), index=pd.Index(frame["item"], name="item"))
+        columns = [column for column in self._columns(split, metric, step) if len(column)]
+        if len(columns) < 2:
+            return columns[0] if columns else pd.Series(dtype=float)
+        found = _average([column.rename("value").reset_index() for column in columns], ["item"])
+        return found.set_index("item")["value"]
 
 
 @dataclass(frozen=True)

@@ -273,8 +273,13 @@ def _curves(means: Array, shape: Shape | None) -> Curve:
         order = np.argsort(kl[:-1], axis=0, kind="stable")
         x, y = (np.take_along_axis(values[:-1], order, axis=0) for values in (kl, reward))
         return np.vstack([x, np.maximum(kl[-1], x[-1])]), np.vstack([y, y[-1]])
-    curves = [frontier(*column, shape) for column in zip(kl.T, reward.T, strict=True)]
-    return np.stack([x for x, _ in curves], axis=1), np.stack([y for _, y in curves], axis=1)
+    order = np.lexsort((reward, kl), axis=0)
+    x, y = (np.take_along_axis(values, order, axis=0) for values in (kl, reward))
+    if shape == "pareto":
+        return x, np.maximum.accumulate(y, axis=0)
+    for column in np.flatnonzero(~(np.diff(y, axis=0) > 0).all(axis=0)):  # what rises is its own isotonic fit
+        y[:, column] = optimize.isotonic_regression(y[:, column]).x
+    return x, y
 
 
 def _area(means: Array, size: int, shape: Shape | None) -> Array:

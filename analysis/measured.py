@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.evidence import Setting
-from analysis.seeds import shared_seeds
+from analysis.seeds import seeds_by_items, shared_seeds
 from analysis.statistics import matched
 
 SPLIT = "held_out_prompts"
@@ -88,7 +88,7 @@ def measured_points(settings: Sequence[Setting], *, along: Along = "all", reward
     seeds = shared_seeds(*(list(table.index) for table in tables))
     (*columns,) = matched(*(pd.Series(0, index=table.columns) for table in tables))
     prompts = columns[0].index
-    values = np.stack([table.loc[seeds, prompts].to_numpy(dtype=float) for table in tables])
+    values = np.stack([seeds_by_items(table, seeds, prompts) for table in tables])
     if not np.isfinite(values).all():
         raise ValueError(
             f"{int((~np.isfinite(values)).sum())} of {values.size} values of KL and {reward} are not finite"

@@ -109,7 +109,7 @@ def _variances(data: list[Array], function: OfMeans) -> list[tuple[Array, float]
     """Variance of the statistics over seeds, and over the items of each block, each with its degrees of freedom."""
     count = data[0].shape[1]
     drawn = _weights(count, 0, DRAWS)
-    found = [(_spread(function(np.concatenate([block.mean(axis=2) @ drawn for block in data]))), count - 1.0)]
+    found = [(_spread(_once(function, np.concatenate([block.mean(axis=2) @ drawn for block in data]))), count - 1.0)]
     still = [np.repeat(block.mean(axis=(1, 2))[:, None], DRAWS, axis=1) for block in data]
     for place, block in enumerate(data):
         size = block.shape[2]
@@ -118,6 +118,14 @@ def _variances(data: list[Array], function: OfMeans) -> list[tuple[Array, float]
         moved = [*still[:place], block.mean(axis=1) @ _weights(size, place + 1, DRAWS), *still[place + 1 :]]
         found.append((_spread(function(np.concatenate(moved))), size - 1.0))
     return found
+
+
+def _once(function: OfMeans, means: Array) -> Array:
+    """The statistics of resamples (K, B), each computed once: few seeds can be drawn in few ways, three of them in six."""
+    distinct, place = np.unique(means, axis=1, return_inverse=True)
+    if 2 * distinct.shape[1] > means.shape[1]:
+        return function(means)
+    return np.asarray(function(distinct)[:, place])
 
 
 @functools.lru_cache(maxsize=16)
@@ -199,8 +207,15 @@ def aligned(*groups: Sequence[pd.DataFrame]) -> list[Array]:
     blocks = []
     for tables in groups:
         items = matched(*(pd.Series(0, index=table.columns) for table in tables))[0].index
-        blocks.append(_block(np.stack([table.loc[common, items].to_numpy(dtype=float) for table in tables])))
+        blocks.append(_block(np.stack([seeds_by_items(table, common, items) for table in tables])))
     return blocks
+
+
+def seeds_by_items(table: pd.DataFrame, seeds: Sequence[str], items: pd.Index) -> Array:
+    """A table's values at these seeds (rows) and items (columns); all must be there."""
+    if not (table.columns.equals(items) and list(table.index) == list(seeds)):
+        table = table.loc[list(seeds), items]
+    return table.to_numpy(dtype=float)
 
 
 def weighted(*weights: float) -> OfMeans:

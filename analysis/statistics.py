@@ -152,14 +152,20 @@ def matched(*columns: pd.Series) -> tuple[pd.Series, ...]:
             raise ValueError(f"paired values need unique items, but item {repeated} repeats")
     shared = columns[0].index
     for column in columns[1:]:
-        shared = shared.intersection(column.index)
-    shared = shared.sort_values()
+        if not column.index.equals(shared):
+            shared = shared.intersection(column.index)
+    shared = shared if shared.is_monotonic_increasing else shared.sort_values()
     smallest = min(len(column) for column in columns)
     if 2 * len(shared) < smallest:
         raise ValueError(
             f"only {len(shared)} of {smallest} items are shared: these values were not measured on the same items"
         )
-    return tuple(column.loc[shared] for column in columns)
+    return tuple(on(column, shared) for column in columns)
+
+
+def on(column: pd.Series, items: pd.Index) -> pd.Series:
+    """The column at these items, in their order; all must be there."""
+    return column if column.index.equals(items) else column.loc[items]
 
 
 def paired_test(before: pd.Series, after: pd.Series) -> tuple[float, str]:

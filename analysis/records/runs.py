@@ -85,6 +85,11 @@ class Run:
         """Names of the tables."""
         return tuple(self.manifest["tables"])
 
+    @functools.cached_property
+    def kept(self) -> dict[str, object]:
+        """For readers that ask for the same thing many times: what they made of a table, as long as this object lives."""
+        return {}
+
     def table(self, name: str) -> pd.DataFrame:
         """The table ``name``.
 

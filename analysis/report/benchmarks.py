@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.evaluations import BENCHMARK, MissingEvaluations
 from analysis.evaluations import benchmarks as paired
 from analysis.evidence import Setting, settings
+from analysis.recorded import recorded
 from analysis.records import RecordError, Run
 from analysis.report.numbers import interval, text
 from analysis.report.runs import Shown, by_setting, families
@@ -100,10 +101,9 @@ def over_seeds(shown: Sequence[Shown], correction: Correction = "holm") -> tuple
 
 def _pairs_of(setting: Setting) -> list[tuple[str, str]]:
     """(split, metric) of the benchmarks that were measured before and after."""
-    frame = setting.runs[0].table("evaluations")
-    frame = frame[frame["split"].str.startswith(BENCHMARK)]
-    steps = frame.groupby(["split", "metric"], sort=True)["step"]
-    return [(str(split), str(metric)) for (split, metric), found in steps if found.min() == 0 and found.nunique() > 1]
+    found = recorded(setting.runs[0])
+    steps = {name: found.steps(*name) for name in found.names if name[0].startswith(BENCHMARK)}
+    return [name for name, at in steps.items() if at[0] == 0 and len(at) > 1]
 
 
 def has_benchmarks(one: Shown) -> bool:
@@ -112,7 +112,7 @@ def has_benchmarks(one: Shown) -> bool:
         return True
     if "evaluations" not in one.run.tables:
         return False
-    return bool(one.run.table("evaluations")["split"].str.startswith(BENCHMARK).any())
+    return any(split.startswith(BENCHMARK) for split, _ in recorded(one.run).names)
 
 
 def _row(row: pd.Series) -> list[Any]:
@@ -134,15 +134,13 @@ def _single(run: Run) -> list[list[Any]]:
     """Scores of tasks that were measured once: nothing to pair them with."""
     rows: list[list[Any]] = []
     if "evaluations" in run.tables:
-        frame = run.table("evaluations")
-        frame = frame[frame["split"].str.startswith(BENCHMARK)]
-        for (split, metric), found in frame.groupby(["split", "metric"], sort=True):
-            if found["step"].nunique() == 1:
-                value = mean(found["value"])
+        found = recorded(run)
+        for split, metric in found.names:
+            steps = found.steps(split, metric)
+            if split.startswith(BENCHMARK) and len(steps) == 1:
+                value = mean(found.at(split, metric, steps[0]))
                 shown = interval(value.estimate, value.low, value.high)
-                rows.append(
-                    [str(split).removeprefix(BENCHMARK), str(metric), "–", shown, "–", str(value.n), "–", "–", "–"]
-                )
+                rows.append([split.removeprefix(BENCHMARK), metric, "–", shown, "–", str(value.n), "–", "–", "–"])
     if SCORES in run.tables:
         for _, row in run.table(SCORES).iterrows():
             error = row["standard_error"]

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.quantities import agreeing, words
+from analysis.recorded import recorded
 from analysis.report.numbers import short
 from analysis.report.runs import Shown
 
@@ -81,27 +82,22 @@ _SPLITS = ("held_out_prompts/", "held_out_reference_samples/", "held_out_pairs/"
 
 def _of_run(one: Shown) -> list[tuple[str, NDArray[np.int64], NDArray[np.float64]]]:
     """(name, steps, values) of every curve with two points or more."""
-    found = []
+    found: list[tuple[str, NDArray[np.int64], NDArray[np.float64]]] = []
     if "metrics" in one.run.tables:
-        frame = one.run.table("metrics")
-        for name, rows in frame.groupby("name", sort=True):
-            rows = rows.drop_duplicates("step", keep="last").sort_values("step")
-            found.append((str(name), rows))
+        frame = one.run.table("metrics").drop_duplicates(["name", "step"], keep="last").sort_values(["name", "step"])
+        steps, values = frame["step"].to_numpy(dtype=np.int64), frame["value"].to_numpy(dtype=float)
+        codes, names = pd.factorize(frame["name"])
+        for code, name in enumerate(names):
+            start, end = np.searchsorted(codes, [code, code + 1])
+            found.append((str(name), steps[start:end], values[start:end]))
     if "evaluations" in one.run.tables:
-        frame = one.run.table("evaluations")
-        means = frame.groupby(["split", "metric", "step"], sort=True)["value"].agg(_mean).reset_index()
-        for (split, metric), rows in means.groupby(["split", "metric"], sort=True):
-            found.append((f"{split}/{metric}", rows))
-    return [
-        (name, rows["step"].to_numpy(dtype=np.int64), rows["value"].to_numpy(dtype=float))
-        for name, rows in found
-        if len(rows) > 1
-    ]
-
-
-def _mean(values: pd.Series) -> float:
-    """The mean; NaN where a value is NaN, which must not vanish from it."""
-    return float(np.mean(values.to_numpy(dtype=float)))
+        kept = recorded(one.run)
+        for split, metric in kept.names:
+            at = kept.steps(split, metric)
+            # A value that is NaN must not vanish from the mean, as it would from pandas's.
+            means = [np.mean(kept.at(split, metric, step).to_numpy()) for step in at]
+            found.append((f"{split}/{metric}", np.array(at, dtype=np.int64), np.array(means)))
+    return [(name, steps, values) for name, steps, values in found if len(steps) > 1]
 
 
 def _plain(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[list[int], list[float | None]]:

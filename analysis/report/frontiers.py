@@ -15,6 +15,7 @@ from analysis.evidence import settings
 from analysis.frontiers import band
 from analysis.measured import REWARD, SECOND_REWARD, measured_points
 from analysis.quantities import IMPORTED, words
+from analysis.recorded import Recorded, recorded
 from analysis.records import RecordError, Run
 from analysis.report.numbers import short
 from analysis.report.runs import Shown, by_setting, differences, families
@@ -53,8 +54,7 @@ def has_points(one: Shown) -> bool:
     """Whether a run has points of KL and reward of samples."""
     if one.run.kind not in ("llm", "llm_evaluation", IMPORTED) or "evaluations" not in one.run.tables:
         return False
-    frame = one.run.table("evaluations")
-    names = set(frame.loc[frame["split"] == PROMPTS, "metric"])
+    names = set(recorded(one.run).metrics(PROMPTS))
     return KL in names and bool(names & set(REWARDS))
 
 
@@ -138,39 +138,33 @@ def _bands(group: Sequence[Shown], ys: Sequence[str], lines: list[str]) -> list[
 
 def _path(members: Sequence[Shown], index: Mapping[Path, int], with_intervals: bool = True) -> dict[str, Any]:
     """KL and rewards at every step, over the seeds of one setting."""
-    frames = [one.run.table("evaluations") for one in members]
-    frames = [frame[frame["split"] == PROMPTS] for frame in frames]
-    names = set.intersection(*(set(frame["metric"]) for frame in frames))
+    found = [recorded(one.run) for one in members]
+    names = set.intersection(*(set(one.metrics(PROMPTS)) for one in found))
     if KL not in names or not names & set(REWARDS):
         raise ValueError("no KL and reward of held-out prompts")
-    steps = sorted(set.intersection(*(set(frame.loc[frame["metric"] == KL, "step"]) for frame in frames)))
+    steps = sorted(set.intersection(*(set(one.steps(PROMPTS, KL)) for one in found)))
     made: dict[str, Any] = {
         "method": members[0].method,
         "label": members[0].label,
         "kind": "path",
         "runs": [index[one.run.folder] for one in members],
         "strength": [members[0].strength] * len(steps),
-        "step": [int(step) for step in steps],
+        "step": steps,
         "status": None,
     }
     measure = _intervals if with_intervals else _means
-    made["x"], made["x_low"], made["x_high"] = measure(frames, KL, steps)
-    made["y"] = {name: measure(frames, name, steps) for name in REWARDS if name in names}
+    made["x"], made["x_low"], made["x_high"] = measure(found, KL, steps)
+    made["y"] = {name: measure(found, name, steps) for name in REWARDS if name in names}
     return made
 
 
-def _intervals(
-    frames: Sequence[pd.DataFrame], metric: str, steps: Sequence[int]
-) -> tuple[list[Any], list[Any], list[Any]]:
+def _intervals(runs: Sequence[Recorded], metric: str, steps: Sequence[int]) -> tuple[list[Any], list[Any], list[Any]]:
     """Estimates, and the ends of their intervals, of one quantity by step."""
     found = []
     for step in steps:
-        columns = [
-            frame[(frame["metric"] == metric) & (frame["step"] == step)].set_index("item")["value"].astype(float)
-            for frame in frames
-        ]
+        columns = [one.at(PROMPTS, metric, step) for one in runs]
         block = np.stack([column.to_numpy() for column in matched(*columns)])
-        found.append(_interval(block.tobytes(), len(frames)) if block.size else Interval(math.nan))
+        found.append(_interval(block.tobytes(), len(runs)) if block.size else Interval(math.nan))
     return (
         [short(one.estimate) for one in found],
         [short(one.low) for one in found],
@@ -178,10 +172,10 @@ def _intervals(
     )
 
 
-def _means(frames: Sequence[pd.DataFrame], metric: str, steps: Sequence[int]) -> tuple[list[Any], None, None]:
+def _means(runs: Sequence[Recorded], metric: str, steps: Sequence[int]) -> tuple[list[Any], None, None]:
     """The same without intervals."""
-    means = pd.concat(frames).query("metric == @metric").groupby("step")["value"].mean()
-    return [short(means[step]) if step in means.index else None for step in steps], None, None
+    values = [np.concatenate([one.at(PROMPTS, metric, step).to_numpy() for one in runs]) for step in steps]
+    return [short(one.mean()) if one.size else None for one in values], None, None
 
 
 @functools.lru_cache(maxsize=4096)
