@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,7 +49,8 @@ SECOND_STRENGTH = training_command("dpo(beta=0.5)", "ipo(tau=0.5)", _MAXPO.forma
 WITH_FORWARD_KL = training_command("dpo(beta=0.1) + forward_kl(weight=0.1, tokens='full')")
 SAMPLED_FORM = training_command(_MAXPO.format(beta=0.1, tokens="sampled"))
 
-# What two language-model runs must share to be compared: everything but the objective, the labels and the seeds; stated units too.
+# What two language-model runs must share to be compared: everything but the objective, the labels and the training's seeds; stated
+# units too.
 _FAMILY_KEYS = ("model", "data", "reward", "sft", "sampling", "reference", "training", "evaluation", "units")
 
 # What may differ between comparable runs all the same, because settings say it themselves.
@@ -80,6 +82,7 @@ class Setting:
     certainty: float = math.nan  # mean probability of a pair's likelier label
     support: str = FULL  # of the pairs: "full", or the nucleus that they show, such as "top_p=0.5"
     passes: float = 1.0  # how often each reference sample is seen
+    held_out: str = ""  # equal where the held-out prompts are the same ones, see `held_out_of`
 
     @property
     def variant(self) -> str:
@@ -258,8 +261,18 @@ class Evidence:
         groups: dict[str, list[Run]] = {}
         for run in self.language_model_runs:
             shared = {key: _shared(run.config, key) for key in _FAMILY_KEYS if key in run.config}
+            shared["seeds"] = data_seeds(run.config)  # another seed makes another reference and another reward
             groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
         return sorted(groups.values(), key=lambda group: (-len(group), str(group[0].folder)))
+
+    @functools.cached_property
+    def _held_out(self) -> str:
+        """The held-out prompts that most runs were measured on, of those with the fewest passes."""
+        counts: Counter[str] = Counter()
+        for one in self.settings:
+            if one.passes <= self.fewest_passes:
+                counts[one.held_out] += len(one.runs)
+        return max(counts, key=lambda key: (counts[key], key), default="")
 
     @functools.cached_property
     def settings(self) -> list[Setting]:
@@ -274,10 +287,18 @@ class Evidence:
     @property
     def left_out(self) -> list[str]:
         """One line for each language-model run, or group of them, that cannot be compared with the group in use."""
-        return [f"left out {folder}: {reason}" for folder, reason in self._malformed.items()] + [
-            f"left out {len(group)} language-model run(s) that differ in model, data or training, such as {group[0].folder}"
-            for group in self._families[1:]
-        ]
+        return (
+            [f"left out {folder}: {reason}" for folder, reason in self._malformed.items()]
+            + [
+                f"left out {len(group)} language-model run(s) that differ in model, data or training, such as {group[0].folder}"
+                for group in self._families[1:]
+            ]
+            + [
+                f"left out {len(one.runs)} run(s) of {one.label}, measured on other held-out prompts than most: {one.runs[0].folder}"
+                for one in self.settings
+                if one.passes <= self.fewest_passes and one.held_out != self._held_out
+            ]
+        )
 
     def language_model(
         self,
@@ -288,7 +309,8 @@ class Evidence:
     ) -> list[Setting]:
         """Settings of one objective (by name), one kind of labels and one support of the pairs, by rising strength; None is any.
 
-        Settings that saw their reference samples more often than others did are left out, unless ``repeated``.
+        Settings that saw their reference samples more often than others did are left out, unless ``repeated``; so are those that were
+        measured on other held-out prompts than most, since comparisons are paired by prompt.
 
         Raises:
             MissingEvidence: there is none.
@@ -299,7 +321,7 @@ class Evidence:
             if objective in (None, one.objective)
             and labels in (None, one.labels)
             and support in (None, one.support)
-            and (repeated or one.passes <= self.fewest_passes)
+            and (repeated or (one.passes <= self.fewest_passes and one.held_out == self._held_out))
         ]
         if not found:
             what = (
@@ -342,10 +364,14 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
     groups: dict[tuple[object, ...], dict[str, Run]] = {}
     for run in sorted(runs, key=_written):
         config = run.config
-        key = (config["objective"]["label"], config["labels"]["name"], support_of(config), passes_of(config))
+        said = config["objective"]["label"], config["labels"]["name"]
+        key = (*said, support_of(config), passes_of(config), held_out_of(config))
         groups.setdefault(key, {})[seed_of(run)] = run
     made = [_setting([by_seed[seed] for seed in sorted(by_seed)]) for by_seed in groups.values()]
-    return sorted(made, key=lambda one: (one.labels, one.support, one.passes, one.objective, one.strength, one.label))
+    return sorted(
+        made,
+        key=lambda one: (one.labels, one.support, one.passes, one.objective, one.strength, one.label, one.held_out),
+    )
 
 
 def seed_of(run: Run) -> str:
@@ -362,11 +388,35 @@ def support_of(config: Mapping[str, Any]) -> str:
 
 def passes_of(config: Mapping[str, Any]) -> float:
     """How often training sees each reference sample, where its objective uses them; 1 where the config does not say."""
-    reference, training = config.get("reference"), config.get("training")
-    if not isinstance(reference, Mapping) or not isinstance(training, Mapping) or not reference.get("samples"):
+    reference, training = (_mapping(config.get(key)) for key in ("reference", "training"))
+    if not training or not reference.get("samples"):
         return 1.0
     used = training.get("steps", 0) * training.get("reference_batch_size", training.get("batch_size", 0))
     return float(used / reference["samples"]) or 1.0
+
+
+def held_out_of(config: Mapping[str, Any]) -> str:
+    """What the held-out prompts of a run follow from: where it is the same for two runs, item i is the same prompt in both.
+
+    Prompts are dealt out one after the other: those of the pairs, those of the reference samples, then the held-out ones. Another number of
+    the first two, or another seed of the splits, makes others of the last. Of one's own pairs the held-out part is set apart by itself.
+    """
+    data, reference = (_mapping(config.get(key)) for key in ("data", "reference"))
+    dealt = None if data.get("preferences") else [data.get("prompts"), reference.get("samples")]
+    return json.dumps([data_seeds(config)["splits"], dealt])
+
+
+def data_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The seeds of all that trainings share: which texts are for what, fine-tuning of the reference, sampling from it."""
+    own = _mapping(config.get("seeds"))
+    return {
+        purpose: config.get("seed") if own.get(purpose) is None else own[purpose]
+        for purpose in ("splits", "fine_tuning", "sampling")
+    }
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _shared(config: Mapping[str, Any], key: str) -> Any:
@@ -450,6 +500,7 @@ def _setting(runs: list[Run]) -> Setting:
         certainty=_number(labels.get("mean_max_probability")),
         support=support_of(runs[0].config),
         passes=passes_of(runs[0].config),
+        held_out=held_out_of(runs[0].config),
     )
 
 

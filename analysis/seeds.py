@@ -39,7 +39,9 @@ def difference(means: Array) -> Array:
     return np.asarray(means[0] - means[1])
 
 
-def interval(*blocks: ArrayLike, of: OfMeans | None = None, over: str = "items", level: float = LEVEL) -> Interval:
+def interval(
+    *blocks: ArrayLike, of: OfMeans | None = None, over: str = "items", level: float = LEVEL, apart: bool = False
+) -> Interval:
     """A function of means over seeds and items, with its interval.
 
     Args:
@@ -49,6 +51,7 @@ def interval(*blocks: ArrayLike, of: OfMeans | None = None, over: str = "items",
             where it has no value (two frontiers that share no range of KL).
         over: what items are.
         level: of the interval.
+        apart: blocks have nothing in common, seeds included: each is resampled by itself, and their numbers of seeds may differ.
 
     Returns:
         The estimate with its interval. No interval where nothing varies, where one seed has fewer than two items, or where the
@@ -58,10 +61,12 @@ def interval(*blocks: ArrayLike, of: OfMeans | None = None, over: str = "items",
         ValueError: a value is not finite, or blocks differ in their number of seeds.
     """
     function = (lambda means: means[0]) if of is None else of
-    return intervals(*blocks, of=lambda means: function(means)[None], over=over, level=level)[0]
+    return intervals(*blocks, of=lambda means: function(means)[None], over=over, level=level, apart=apart)[0]
 
 
-def intervals(*blocks: ArrayLike, of: OfMeans, over: str = "items", level: float = LEVEL) -> list[Interval]:
+def intervals(
+    *blocks: ArrayLike, of: OfMeans, over: str = "items", level: float = LEVEL, apart: bool = False
+) -> list[Interval]:
     """As `interval` for G statistics at once, such as a frontier at G values of KL; ``of`` gives (K, B) -> (G, B).
 
     Each interval has its level by itself: together they are a pointwise band.
@@ -71,16 +76,16 @@ def intervals(*blocks: ArrayLike, of: OfMeans, over: str = "items", level: float
     """
     data = [_block(block) for block in blocks]
     counts = {block.shape[1] for block in data}
-    if len(counts) != 1:
+    if len(counts) != 1 and not apart:
         raise ValueError(f"blocks of {' and '.join(map(str, sorted(counts)))} training seeds cannot be paired")
-    count, items = counts.pop(), min(block.shape[2] for block in data)
+    count, items = min(counts), min(block.shape[2] for block in data)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         points = of(np.concatenate([block.mean(axis=(1, 2)) for block in data])[:, None])[:, 0]
-        if count == 1:
+        if counts == {1}:
             ends = _items_only(data, of, items, level)
             return [_known(*found, items, over, 1, math.inf) for found in zip(points, *ends, strict=True)]
-        parts = _variances(data, of)
+        parts = _variances(data, of, apart)
     variance = np.sum([part for part, _ in parts], axis=0)
     with np.errstate(all="ignore"):
         freedom = variance**2 / np.sum([part**2 / df for part, df in parts], axis=0)
@@ -105,19 +110,22 @@ def _block(values: ArrayLike) -> Array:
     return block
 
 
-def _variances(data: list[Array], function: OfMeans) -> list[tuple[Array, float]]:
-    """Variance of the statistics over seeds, and over the items of each block, each with its degrees of freedom."""
-    count = data[0].shape[1]
-    drawn = _weights(count, 0, DRAWS)
-    found = [(_spread(_once(function, np.concatenate([block.mean(axis=2) @ drawn for block in data]))), count - 1.0)]
+def _variances(data: list[Array], function: OfMeans, apart: bool) -> list[tuple[Array, float]]:
+    """Variance of the statistics over seeds (of each block, if ``apart``) and over the items of each, with their degrees of freedom."""
     still = [np.repeat(block.mean(axis=(1, 2))[:, None], DRAWS, axis=1) for block in data]
-    for place, block in enumerate(data):
-        size = block.shape[2]
-        if size < 2:
-            continue
-        moved = [*still[:place], block.mean(axis=1) @ _weights(size, place + 1, DRAWS), *still[place + 1 :]]
-        found.append((_spread(function(np.concatenate(moved))), size - 1.0))
-    return found
+    by_seed, by_item = ([block.mean(axis=axis) for block in data] for axis in (2, 1))
+
+    def moved(means: list[Array], places: Sequence[int], stream: int) -> tuple[Array, float]:
+        """Where only these blocks' seeds or items are drawn, by the same draw."""
+        size = means[places[0]].shape[1]
+        drawn = _weights(size, stream, DRAWS)
+        parts = [means[place] @ drawn if place in places else still[place] for place in range(len(data))]
+        return _spread(_once(function, np.concatenate(parts))), size - 1.0
+
+    everywhere = range(len(data))
+    shared = [[place] for place in everywhere if by_seed[place].shape[1] > 1] if apart else [list(everywhere)]
+    found = [moved(by_seed, places, len(data) + 1 + places[0] if apart else 0) for places in shared]
+    return found + [moved(by_item, [place], place + 1) for place in everywhere if by_item[place].shape[1] > 1]
 
 
 def _once(function: OfMeans, means: Array) -> Array:

@@ -296,6 +296,8 @@ class Truth:
     top_p: float = 1.0  # the nucleus that the pairs show
     learning_rate: float = 3e-5
     reference_samples: int = 320
+    data_seed: int = 0
+    spread: float = 0.0  # standard deviation of what the held-out reference samples themselves do to log_ratio
     model: str = "tiny-random"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -348,6 +350,7 @@ def _write_one(
             base_reward + progress * (1 - progress) + noise * rng.normal(0, 1, n),
         )
         ratio = levels.log_ratio * (1 + training[2]) * progress * (1 + noise * rng.uniform(-1, 1, n))
+        ratio += truth.spread * progress * np.random.default_rng(2).normal(size=n)
         add(step, "held_out_reference_samples", "log_ratio", ratio)
         add(step, "held_out_reference_samples", "kl_reference_policy", np.abs(ratio))
         for split, level in (
@@ -398,6 +401,7 @@ def _write_one(
             "reference": {"samples": truth.reference_samples},
             "model": {"name": truth.model},
             "sampling": {"top_p": truth.top_p},
+            "seed": truth.data_seed,
             "training_seed": seed,
         },
         seeds={"training": seed},

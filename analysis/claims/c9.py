@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis.claims.c3 import KEPT_NATS
-from analysis.claims.measuring import contrast, kl, log_ratio, over, reward
+from analysis.claims.measuring import contrast, kl, log_ratio, over, reward, same_items
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
 from analysis.evidence import NEAR_DETERMINISTIC, SAMPLED_FORM, Evidence, MissingEvidence, Setting
 from analysis.statistics import difference_of_means, trend
@@ -61,6 +61,10 @@ def language_model(evidence: Evidence) -> Judgement:
     for one, two, statement, bound in [*_forms(settings), *_passes(settings)]:
         what = f"{statement}: log-likelihood of a held-out reference sample"
         parts.append(above(what, contrast(log_ratio, [one], [two]), "nats", bound))
+        if not same_items((one, two)):
+            notes.append(
+                f"{statement}: other held-out prompts on either side, so nothing is paired; {_seeds(one)} and {_seeds(two)}"
+            )
         for name, read, unit in (("KL(policy||ref)", kl, " nats"), ("reward", reward, "")):
             notes.append(f"{statement}: {name} {contrast(read, [one], [two])}{unit}")
     if not parts:
@@ -88,6 +92,10 @@ def _passes(settings: list[Setting]) -> Iterator[Pair]:
                 yield once, often, f"{name}: samples seen {_times(once)} less {_times(often)}", 0.0
             else:
                 yield often, once, f"{name}: samples seen {_times(often)} less {_times(once)}", -KEPT_NATS
+
+
+def _seeds(setting: Setting) -> str:
+    return f"{len(setting.runs)} seed" + ("s" if len(setting.runs) > 1 else "")
 
 
 def _name(setting: Setting) -> str:
@@ -125,8 +133,9 @@ CLAIM = Claim(
         Domain.BANDIT: "median KL(ref||policy) falls with N; it is finite where every action was sampled, and infinite in "
         f"{LOSES:.0%} or more of the data sets where one was not; the mass never sampled falls with N.",
         Domain.LANGUAGE_MODEL: "log-likelihood of held-out reference samples: full-token less sampled form above 0; samples seen once less "
-        f"several times above 0 in the sampled form, several times less once above -{KEPT_NATS:g} nat in the full-token form; paired by "
-        "seed and sample, 95 %.",
+        f"several times above 0 in the sampled form, several times less once above -{KEPT_NATS:g} nat in the full-token form; 95 %. "
+        "Paired by seed and sample where both were measured on the same held-out samples; otherwise seeds and samples are resampled apart "
+        "for each side.",
     },
     figures=("reference_samples",),
     bandit=bandit,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis import seeds
 from analysis.claims.model import Part
@@ -44,14 +45,38 @@ def level(read: Table, settings: Sequence[Setting]) -> Interval:
     return seeds.interval(block, of=seeds.weighted(*[1 / len(settings)] * len(settings)))
 
 
+def same_items(settings: Iterable[Setting]) -> bool:
+    """Whether the settings were measured on the same held-out items, so that differences between them may be paired by item."""
+    return len({one.held_out for one in settings}) == 1
+
+
+def _blocks(
+    read: Table, groups: Sequence[tuple[Sequence[Setting], float]]
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64], bool]:
+    """Blocks for `seeds.interval`, the weights of their means, and whether they are to be resampled apart.
+
+    Settings measured on the same held-out items are one block. Where there are several, item 3 of one is not item 3 of another: nothing
+    is paired between blocks.
+    """
+    settings = [one for group, _ in groups for one in group]
+    weights = np.array([weight / len(group) for group, weight in groups for _ in group])
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(settings):
+        places.setdefault(one.held_out, []).append(place)
+    blocks = [seeds.aligned([read(settings[place]) for place in found])[0] for found in places.values()]
+    return blocks, weights[[place for found in places.values() for place in found]], len(blocks) > 1
+
+
 def contrast(
     read: Table, plus: Sequence[Setting], minus: Sequence[Setting], *others: tuple[Sequence[Setting], float]
 ) -> Interval:
-    """Mean over ``plus`` less mean over ``minus``, paired by seed and item; ``others`` add further means with a weight."""
-    groups = [(plus, 1.0), (minus, -1.0), *others]
-    weights = [weight / len(group) for group, weight in groups for _ in group]
-    (block,) = seeds.aligned([read(setting) for group, _ in groups for setting in group])
-    return seeds.interval(block, of=seeds.weighted(*weights))
+    """Mean over ``plus`` less mean over ``minus``; ``others`` add further means with a weight.
+
+    Paired by seed and item where all were measured on the same held-out items; else seeds and items are resampled apart for each set of
+    items.
+    """
+    blocks, weights, apart = _blocks(read, [(plus, 1.0), (minus, -1.0), *others])
+    return seeds.interval(*blocks, of=seeds.weighted(*weights), apart=apart)
 
 
 def with_and_without(
@@ -113,10 +138,8 @@ def logarithms(
     read: Table, plus: Sequence[Setting], minus: Sequence[Setting], *others: tuple[Sequence[Setting], float]
 ) -> Interval:
     """As `contrast` for the logarithm of each setting's mean: a change as a share, free of how far a method goes at all."""
-    groups = [(plus, 1.0), (minus, -1.0), *others]
-    weights = np.array([weight / len(group) for group, weight in groups for _ in group])
-    (block,) = seeds.aligned([read(setting) for group, _ in groups for setting in group])
-    return seeds.interval(block, of=lambda means: np.asarray(weights @ np.log(means)))
+    blocks, weights, apart = _blocks(read, [(plus, 1.0), (minus, -1.0), *others])
+    return seeds.interval(*blocks, of=lambda means: np.asarray(weights @ np.log(means)), apart=apart)
 
 
 def rewards_note(found: dict[str, Setting]) -> list[str]:

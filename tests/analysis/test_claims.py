@@ -14,7 +14,7 @@ import synthetic_records as synthetic
 from analysis.__main__ import main
 from analysis.claims import CLAIMS, Domain, Finding, Verdict, adjusted_findings
 from analysis.claims.model import Judgement, Part, above, combine, exact
-from analysis.evidence import Evidence, comparable
+from analysis.evidence import Evidence, comparable, held_out_of
 from analysis.matching import difference_at_equal_reward
 from analysis.records import write_run
 from analysis.statistics import Interval
@@ -405,6 +405,49 @@ def test_repeated_samples_are_a_condition_of_their_own(tmp_path: Path) -> None:
     assert effects[
         "maxpo(0.1), sampled form: samples seen once less 8 times: log-likelihood of a held-out reference sample"
     ] == (pytest.approx(4.0, abs=0.4))
+
+
+def test_other_held_out_samples_are_not_paired_by_their_number(tmp_path: Path) -> None:
+    """Samples differ by 20 nats, item i of both data settings alike by chance: paired by number that would vanish from the interval."""
+    base, spread = synthetic.PREDICTED["maxpo"], 20.0
+    for tokens, samples, log_ratio in (("full", 40, -0.6), ("sampled", 320, -2.0), ("sampled", 40, -6.0)):
+        truth = synthetic.Truth(
+            {"maxpo": dataclasses.replace(base, log_ratio=log_ratio)},
+            (0.1,),
+            ("near_deterministic",),
+            hyperparameters={"tokens": tokens},
+            reference_samples=samples,
+            spread=spread,
+        )
+        synthetic.write_language_model(tmp_path / f"{tokens}{samples}", truth)
+    found = judged(tmp_path, "C9", Domain.LANGUAGE_MODEL)
+    forms, passes = found.parts
+    assert "full-token less sampled" in forms.statement and "seen once less 8 times" in passes.statement
+    assert forms.value.low > 4.0  # the same held-out samples: paired
+    assert passes.value.estimate == pytest.approx(4.0, abs=0.4)
+    half = (passes.value.high - passes.value.low) / 2
+    assert half == pytest.approx(1.96 * spread * math.sqrt(2 / 64), rel=0.25)
+    assert found.verdict is Verdict.OPEN
+    assert any("nothing is paired; 1 seed and 1 seed" in note for note in found.notes)
+
+
+def test_only_runs_of_the_same_held_out_prompts_are_compared(tmp_path: Path) -> None:
+    """Another number of reference samples, or another seed of the data, deals out other held-out prompts under the same numbers."""
+    for name, truth in (
+        ("usual", synthetic.Truth(strengths=(0.1,), seeds=SEEDS)),
+        ("more", synthetic.Truth(strengths=(0.1,), reference_samples=640)),
+        ("reseeded", synthetic.Truth(strengths=(0.1,), seeds=(7,), data_seed=1)),
+    ):
+        synthetic.write_language_model(tmp_path / name, truth)
+    evidence = Evidence.load(tmp_path)
+    assert {len(one.runs) for one in evidence.language_model()} == {3}
+    assert {one.passes for one in evidence.language_model()} == {1.0}
+    said = "\n".join(evidence.left_out)
+    assert "measured on other held-out prompts than most" in said and str(tmp_path / "more") in said
+    assert "that differ in model, data or training, such as" in said and str(tmp_path / "reseeded") in said
+    # One's own pairs keep their held-out part whatever is sampled of the reference.
+    own = {"data": {"preferences": "mine.jsonl"}, "seed": 0}
+    assert held_out_of(own | {"reference": {"samples": 40}}) == held_out_of(own | {"reference": {"samples": 320}})
 
 
 def test_a_part_that_fails_unsampled_decides_without_a_p() -> None:

@@ -42,6 +42,31 @@ def test_variance_is_that_of_the_analysis_of_variance_with_the_interaction_twice
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
 
 
+def test_apart_is_welchs_t() -> None:
+    """Items that do not differ leave the seeds' values, of two methods with nothing in common: Welch's interval of their difference."""
+    one, two = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 0.8, 1.9, 0.1])
+    blocks = [np.repeat(values[:, None], 4, axis=1) for values in (one, two)]
+    found = seeds.interval(*blocks, of=seeds.difference, apart=True)
+    test = stats.ttest_ind(one, two, equal_var=False)
+    expected = test.confidence_interval()
+    assert (found.low, found.high) == (pytest.approx(expected.low, rel=0.1), pytest.approx(expected.high, rel=0.1))
+    assert (found.seeds, found.df) == (3, pytest.approx(test.df, rel=0.1))
+    with pytest.raises(ValueError, match="cannot be paired"):
+        seeds.interval(*blocks, of=seeds.difference)
+
+
+def test_apart_covers_where_one_side_has_one_seed() -> None:
+    """Its items are resampled, and no training noise is made up for it: with none there, the interval covers."""
+    rng = np.random.default_rng(8)
+    hits = []
+    for _ in range(200):
+        one, two = crossed(rng, 3, 40, 0.2, 1.0, 0.5), crossed(rng, 1, 30, 0.0, 1.0, 0.5)
+        found = seeds.interval(one, two, of=seeds.difference, apart=True)
+        assert found.seeds == 1
+        hits.append(found.low <= 0 <= found.high)
+    assert 0.91 <= np.mean(hits) <= 1.0
+
+
 @pytest.mark.parametrize(("n", "training"), [(2, 0.2), (3, 0.2), (3, 0.0), (5, 0.5)])
 def test_coverage_with_few_training_seeds(monkeypatch: pytest.MonkeyPatch, n: int, training: float) -> None:
     """400 replications: a standard error of 1.1 points at 95 %. Never below, and where training noise is there, not far above."""
