@@ -34,6 +34,23 @@
     number(value) + (low === null || low === undefined || high === null ? "" : ` [${number(low)}, ${number(high)}]`);
   const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;"); // for plotly's labels
 
+  // Long names may break after their separators, not within a word.
+  function breakable(text) {
+    const pieces = document.createDocumentFragment();
+    text.split(/(?<=[\/_(,+-](?=[^\s\d]))/).forEach((piece, index) => pieces.append(...(index ? [element("wbr")] : []), piece));
+    return pieces;
+  }
+
+  // A label in lines of about `width` characters, for plotly.
+  function lines(text, width) {
+    const made = [""];
+    for (const word of text.split(" ")) {
+      if (made.at(-1) && made.at(-1).length + word.length >= width) made.push(word);
+      else made[made.length - 1] += (made.at(-1) ? " " : "") + word;
+    }
+    return made.map(plain).join("<br>");
+  }
+
   function choice(label, options, change) {
     const select = element("select", { onchange: () => change(Number(select.value)) });
     options.forEach((text, index) => select.append(element("option", { value: index }, text)));
@@ -67,8 +84,9 @@
     }
     function show() {
       body.replaceChildren(...found.slice(start, start + PAGE).map(row => element("tr", {}, ...row.map((cell, index) => {
-        const made = typeof cell === "function" ? cell() : String(cell);
-        const fit = /\S{20}/.test(text(cell)) ? "long" : text(cell).length < 24 && "short"; // a word that would make the table too wide
+        const whole = text(cell).length < 24 || /^\S+ \[\S+ \S+\]$/.test(text(cell)); // short, or a number with its interval
+        const fit = /\S{20}/.test(text(cell)) ? "long" : whole && "short"; // a word that would make the table too wide
+        const made = typeof cell === "function" ? cell() : index && fit === "short" ? String(cell) : breakable(String(cell));
         return index ? element("td", { class: fit }, made) : element("th", { scope: "row" }, made);
       }))));
       status.textContent = found.length ? `rows ${start + 1} to ${Math.min(start + PAGE, found.length)} of ${found.length}` : "no rows";
@@ -138,10 +156,11 @@
       change();
     } }));
     const set = all => { boxes.forEach((box, index) => { box.checked = all; if (all) chosen.add(methods[index]); else chosen.delete(methods[index]); }); change(); };
-    const field = element("fieldset", {}, element("legend", {}, "Shown"),
-      ...methods.map((method, index) => element("label", {}, boxes[index], ...swatch(look(method, methods)), method)));
+    const labels = methods.map((method, index) => element("label", {}, boxes[index], ...swatch(look(method, methods)), method));
+    const field = element("fieldset", {}, element("legend", {}, "Shown"), ...labels);
+    const only = wanted => labels.forEach((label, index) => { label.hidden = !wanted.has(methods[index]); }); // that are on the plot at all
     if (methods.length > 3) field.append(element("button", { type: "button", onclick: () => set(true) }, "All"), " ", element("button", { type: "button", onclick: () => set(false) }, "None"));
-    return { field, chosen };
+    return { field, chosen, only };
   }
 
   const FONT = { family: 'system-ui, "DejaVu Sans", sans-serif', size: 13, color: "#1b1b1b" };
@@ -236,6 +255,7 @@
     const target = plot(), caption = element("figcaption");
     const methods = order(data.curves.flatMap(one => one.lines.map(line => of(line[0]).method)));
     const kinds = [...new Set(data.curves.flatMap(one => one.lines.map(line => of(line[0]).labels)))].sort();
+    const titles = data.curves.map(one => one.title);
     let entry = data.curves[0], kind = null;
     const kept = legend(methods, () => redraw());
     const shown = () => entry.lines.filter(line => kept.chosen.has(of(line[0]).method) && (kind === null || of(line[0]).labels === kind));
@@ -243,6 +263,7 @@
       shown().map(([run, steps, values]) => [of(run).id, of(run).label, of(run).labels || "–", of(run).seed ?? "–", steps.at(-1), number(values.at(-1))])));
     function redraw() {
       const traces = [];
+      kept.only(new Set(entry.lines.map(line => of(line[0]).method)));
       for (const method of methods.filter(each => kept.chosen.has(each))) {
         const style = look(method, methods), x = [], y = [], text = [];
         for (const [run, steps, values] of shown().filter(line => of(line[0]).method === method)) {
@@ -260,7 +281,7 @@
       return draw(target, traces, { xaxis: axis("training step", target.clientWidth), yaxis: axis(entry.quantity + (entry.unit ? ` [${entry.unit}]` : ""), target.clientHeight - 80) },
         `Plot: ${entry.title} against training step of ${shown().length} runs. Their last values are in the table below.`);
     }
-    part.append(element("div", { class: "controls" }, choice("Quantity", data.curves.map(one => one.title + (one.title === one.name ? "" : ` (${one.name})`)), index => { entry = data.curves[index]; redraw(); }),
+    part.append(element("div", { class: "controls" }, choice("Quantity", data.curves.map(one => one.title + (titles.filter(each => each === one.title).length > 1 ? ` (${one.name})` : "")), index => { entry = data.curves[index]; redraw(); }),
         kinds.length > 1 ? choice("Labels", ["all", ...kinds.map(each => each || "none recorded")], index => { kind = index ? kinds[index - 1] : null; redraw(); }) : ""),
       kept.field, element("figure", {}, target, caption), values.details);
     redraw();
@@ -272,7 +293,7 @@
       const card = data.cards[index], methods = card.objectives;
       const score = ([value, low, high, note]) => value === null ? `no score: ${note}` : interval(value, low, high) + (note ? ` (${note})` : "");
       box.replaceChildren(table(`Scores of ${card.label} and its baselines`, ["diagnostic", ...methods], card.rows.map(row => [row.title, ...row.scores.map(score)]), { filter: false }));
-      const names = card.rows.map(row => plain(row.title.length > 34 ? row.title.slice(0, 33) + "…" : row.title));
+      const names = card.rows.map(row => lines(row.title, target.clientWidth < 600 ? 14 : 26));
       const traces = methods.map((method, at) => {
         const style = look(method, methods);
         const values = card.rows.map(row => row.scores[at][0]);
