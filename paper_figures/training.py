@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, Setting, comparable
 from paper_figures import selection, style
@@ -19,6 +20,7 @@ CAPTION = (
     "intervals. Of each method the strength is shown whose reward is nearest to what all"
     " methods reach."
 )
+_TRAINING: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "fillstyle": "none"}
 COLUMNS = (
     ("held_out_pairs", "preference_accuracy", "preference accuracy"),
     ("held_out_prompts", "kl_policy_reference", "KL(policy ‖ reference)\n[nats per completion]"),
@@ -44,7 +46,8 @@ def draw(evidence: Evidence) -> Drawing:
             if row == len(groups) - 1:
                 axis.set_xlabel("training step")
     handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    handles["training pairs"] = Line2D([], [], color=style.GREY, marker="o", **_TRAINING)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     style.letter(axes)
     used = [setting for _, settings in groups for setting in settings.values()]
     return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
@@ -53,8 +56,7 @@ def draw(evidence: Evidence) -> Drawing:
 def _on_training_pairs(axis: Axes, setting: Setting, look: style.Look) -> None:
     """Accuracy on the training pairs: its distance from the held-out line is the overfitting gap."""
     values = {step: setting.items("training_pairs", "preference_accuracy", step).mean() for step in setting.steps}
-    options: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "marker": look.marker, "fillstyle": "none"}
-    axis.plot(list(values), list(values.values()), color=look.colour, **options)
+    axis.plot(list(values), list(values.values()), color=look.colour, marker=look.marker, **_TRAINING)
 
 
 def _measured(axis: Axes, setting: Setting, split: str, metric: str, look: style.Look) -> None:

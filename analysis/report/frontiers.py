@@ -105,9 +105,9 @@ def _language_model(shown: Sequence[Shown], step: Callable[[], object]) -> tuple
 
 
 _NOTE = (
-    "Each line is one objective at one strength, from the reference through its checkpoints to the largest marker. Bars, and the bands of the "
-    "thick lines: 95 % intervals over training seeds and held-out prompts; with one seed over prompts alone, without training noise. A thick "
-    "line is a method's frontier: the rising curve nearest to the points of all its strengths."
+    "Each line is one objective at one strength, from the reference through its checkpoints to the largest marker. Bars, and the bands of "
+    "thick lines: 95 % intervals over training seeds and held-out prompts; with one seed over prompts alone, without training noise. A "
+    "thick line is a method's frontier: the rising curve nearest to the points of all its strengths."
 )
 
 
