@@ -37,6 +37,7 @@ class Page:
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read, self._rest, self._number = write, read, b"", 0
         self.events: list[dict[str, Any]] = []
+        self.patience = PATIENCE
         self._session: str | None = None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -51,11 +52,12 @@ class Page:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(PATIENCE)
+            answer = self._next(self.patience)
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer["error"]
                 return dict(answer["result"])
-            self.events.append(answer)
+            if "method" in answer:  # not a late answer to what was given up
+                self.events.append(answer)
 
     def _next(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
@@ -85,9 +87,9 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = PATIENCE) -> None:
+    def wait(self, condition: str) -> None:
         """Until a JavaScript condition holds."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + self.patience
         while not self.evaluate(f"Boolean({condition})"):
             assert time.monotonic() < end, f"never came true: {condition}\n{self.errors()}"
             time.sleep(0.02)

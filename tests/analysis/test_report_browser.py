@@ -17,7 +17,10 @@ from analysis.report.page import render
 pytestmark = needs_browser
 READY = "document.documentElement.dataset.ready"
 DRAWN = "document.querySelectorAll('.plot[data-drawn]').length"
-SLOWEST = 4.0  # seconds until 500 runs are ready, on two busy cores
+READY_WITHIN = (
+    1.0  # processor seconds of the tab until 500 runs are ready; how long that takes depends on what else the cores do
+)
+DRAWN_WITHIN = 6.0  # and until any part of them is drawn, the plot library's start included
 LARGEST = 6e6  # bytes of such a page
 
 # Relative luminance and contrast as in WCAG 2.2; the background is the nearest ancestor's that has one.
@@ -226,22 +229,33 @@ def test_five_hundred_runs_open_fast(tab: Page, tmp_path: Path) -> None:
         )
     page = render(gather([tmp_path / "runs"], 8), "Five hundred", "command")
     (tmp_path / "report.html").write_bytes(page)
-    started = time.monotonic()
+    tab.patience = 300.0
+    tab.send("Performance.enable", timeDomain="threadTicks")
+
+    def spent() -> float:
+        """Processor seconds of the tab."""
+        return next(
+            one["value"] for one in tab.send("Performance.getMetrics")["metrics"] if one["name"] == "TaskDuration"
+        )
+
+    started, begun = time.monotonic(), spent()
     tab.open(tmp_path / "report.html")
     tab.wait(READY)
-    ready = time.monotonic() - started
+    took, ready = time.monotonic() - started, spent()
+    ready -= begun if ready >= begun else 0.0  # a new process begins at 0
     shown = {}
     for part in ("frontiers", "curves", "benchmarks", "samples", "runs"):
-        begun = time.monotonic()
+        begun = spent()
         tab.evaluate(f"document.getElementById('{part}').scrollIntoView()")
         done = f"#{part} .plot[data-drawn]" if part in ("frontiers", "curves") else f"#{part} tbody tr"
         tab.wait(f"document.querySelector('{done}')")
-        shown[part] = time.monotonic() - begun
+        shown[part] = spent() - begun
     memory = tab.evaluate("performance.memory.usedJSHeapSize")
     paint = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     times = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in shown.items())
     print(
-        f"\n{len(page) / 1e6:.2f} MB, first paint {paint:.0f} ms, ready {ready:.2f} s, {times}, heap {memory / 1e6:.0f} MB"
+        f"\n{len(page) / 1e6:.2f} MB, first paint after {paint:.0f} ms, ready after {took:.2f} s; processor time until ready "
+        f"{ready:.2f} s, then {times}; heap {memory / 1e6:.0f} MB"
     )
-    assert len(page) < LARGEST and ready < SLOWEST and max(shown.values()) < SLOWEST
+    assert len(page) < LARGEST and ready < READY_WITHIN and max(shown.values()) < DRAWN_WITHIN
     assert tab.errors() == []
