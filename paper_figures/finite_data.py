@@ -14,10 +14,10 @@ from paper_figures.drawing import Drawing
 
 CLAIMS = ("C4",)
 CAPTION = (
-    "Finite data, computed exactly in a bandit on data sets of N sampled labels: (a) share of the data sets on"
-    " which the method has no finite minimiser; (b) overfitting gap of the minimiser; (c) the gap along a "
-    "gradient path. Bars: 95 % intervals over data sets (Wilson in (a), bootstrap in (b)); a minimiser that "
-    "does not exist has no gap and is left out of (b)."
+    "Finite data, computed exactly in a bandit on data sets of N sampled labels: (a) share of the data sets on which the method has"
+    " no finite minimiser; (b) overfitting gap of the minimiser: how much more probable it is that the policy's choice within a pair"
+    " agrees with a label of its own data than with a new one; (c) the gap along a gradient path. Bars: 95 % intervals over data"
+    " sets (Wilson in (a), bootstrap in (b)); a minimiser that does not exist has no gap and is left out of (b)."
 )
 
 

@@ -131,8 +131,10 @@ NAMES = {
 _SPARE = [
     (colour, marker)
     for shift in range(5)
-    for colour, marker in zip((ORANGE, SKY, PURPLE, GREY, BLACK), ("DvPXd"[shift:] + "DvPXd"[:shift]), strict=True)
-]  # 25 pairs of a colour and a marker
+    for colour, marker in zip((ORANGE, SKY, PURPLE, GREY, BLACK), ("<Xp*v"[shift:] + "<Xp*v"[:shift]), strict=True)
+    if (colour, marker) not in {(look.colour, look.marker) for look in LOOKS.values()}
+]  # 24 pairs of a colour and a marker that none of the listed has
+_UNLISTED = [objective for objective in NAMES if objective not in LOOKS]
 
 
 def name(objective: str) -> str:
@@ -141,10 +143,14 @@ def name(objective: str) -> str:
 
 
 def look(objective: str) -> Look:
-    """The look of an objective; one that is not listed gets a spare colour and marker, the same every time."""
+    """The look of an objective; one that is not listed gets a spare colour and marker, the same every time.
+
+    The registry's own take theirs in the order of `NAMES`, so that no two within 24 of each other look alike.
+    """
     if known := LOOKS.get(objective) or ONLINE.get(objective):
         return known
-    colour, marker = _SPARE[sum(objective.encode()) % len(_SPARE)]
+    place = _UNLISTED.index(objective) if objective in _UNLISTED else sum(objective.encode())
+    colour, marker = _SPARE[place % len(_SPARE)]
     return Look(name(objective), colour, marker, (0, (2, 1)))  # type: ignore[arg-type]
 
 
