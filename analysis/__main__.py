@@ -13,7 +13,7 @@ from analysis.claims.table import explain, render
 from analysis.evaluations import MissingEvaluations
 from analysis.evidence import Evidence
 from analysis.importing import command as importing
-from analysis.records import RecordError, copy_run, find_runs
+from analysis.records import RecordError, copy_run, find_runs, sole
 from analysis.report import command as report
 
 DEFAULT = "out"
@@ -120,7 +120,9 @@ def _export(source: Path, out: Path) -> None:
     for line in skipped:
         print(line, file=sys.stderr)
     for run in runs:
-        copy_run(run, out / run.folder.relative_to(source), without=(TEXTS,))
+        folder = out / run.folder.relative_to(source)
+        with sole(folder):
+            copy_run(run, folder, without=(TEXTS,))
     print(f"{len(runs)} records copied to {out}")
 
 

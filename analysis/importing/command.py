@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from analysis.importing import event_files, lm_eval_results, trainer_state
 from analysis.importing.imported import Imported, slug
-from analysis.records import MANIFEST, RecordError
+from analysis.records import MANIFEST, RecordError, sole
 
 EXAMPLES = """\
 examples:
@@ -76,8 +76,10 @@ def command(options: argparse.Namespace) -> int:
                 raise
             print(f"skipped {error}", file=sys.stderr)  # one of many below a folder
             continue
-        folder = _free(options.out / slug(found.name), found, written)
-        found.write(folder)
+        folder = _free(options.out / slug(found.name), written)
+        with sole(folder):
+            _check_source(folder, found)
+            found.write(folder)
         written.append(folder)
         for note in found.notes:
             print(f"{path}: {note}", file=sys.stderr)
@@ -118,17 +120,17 @@ def _is_results(path: Path) -> bool:
     return path.name.startswith("results") and path.suffix == ".json"
 
 
-def _free(folder: Path, found: Imported, written: Collection[Path]) -> Path:
-    """The folder; where another source of this call has it, one with a number.
-
-    Raises:
-        RecordError: it holds a record of something else, which must not be lost.
-    """
+def _free(folder: Path, written: Collection[Path]) -> Path:
+    """The folder; where another source of this call has it, one with a number."""
     free, number = folder, 2
     while free in written:
         free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    if (free / MANIFEST).exists() and not found.is_of(free):
-        raise RecordError(
-            free, f"holds the record of another source than {found.files[0]}; give --name or another --out"
-        )
     return free
+
+
+def _check_source(folder: Path, found: Imported) -> None:
+    """Raise RecordError where the folder holds a record of something else, which must not be lost."""
+    if (folder / MANIFEST).exists() and not found.is_of(folder):
+        raise RecordError(
+            folder, f"holds the record of another source than {found.files[0]}; give --name or another --out"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.quantities import IMPORTED
-from analysis.records import RecordError, code_version, fingerprint, read_run, write_run
+from analysis.records import RecordError, code_version, fingerprint, read_manifest, write_run
 
 VERSION = 1  # of the importers: raised when the same files would give another record
 
@@ -66,9 +66,13 @@ class Imported:
         )
 
     def is_of(self, folder: Path) -> bool:
-        """Whether the record in ``folder`` was imported from the same place, so that it may be replaced."""
+        """Whether the record in ``folder`` was imported from the same place, so that it may be replaced.
+
+        Its tables may be damaged: where an import of a log that has grown was killed, they are newer than the manifest.
+        """
         try:
-            return bool(read_run(folder).manifest.get("extra", {}).get("place") == self._place)
+            extra = read_manifest(folder).get("extra")
+            return isinstance(extra, dict) and extra.get("place") == self._place
         except RecordError:
             return False
 

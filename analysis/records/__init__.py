@@ -1,7 +1,7 @@
 """Run records, and how files are written: `runs` has the records, `files` the writes, `locks` who may write, `redaction` what is not."""
 
 from analysis.records.files import RecordError, atomic_folder, atomic_write, publish
-from analysis.records.locks import LockError, sole
+from analysis.records.locks import LockError, sole, write_page
 from analysis.records.redaction import redact
 from analysis.records.runs import (
     FORMAT_VERSION,
@@ -14,6 +14,7 @@ from analysis.records.runs import (
     fingerprint,
     is_complete,
     package_versions,
+    read_manifest,
     read_run,
     write_run,
 )
@@ -34,8 +35,10 @@ __all__ = [
     "is_complete",
     "package_versions",
     "publish",
+    "read_manifest",
     "read_run",
     "redact",
     "sole",
+    "write_page",
     "write_run",
 ]

@@ -105,6 +105,14 @@ def clear_unfinished(folder: str | os.PathLike[str]) -> None:
                     (Path(root) / name).unlink()
 
 
+def clear_unfinished_of(path: Path) -> None:
+    """Remove what killed processes left half-written of the file `path`, and nothing else in its folder."""
+    for found in path.parent.iterdir():
+        if _UNFINISHED.fullmatch(found.name) and found.name.startswith(f".{path.name}."):
+            with contextlib.suppress(OSError):
+                found.unlink()
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents. RecordError where that is refused."""
     with os_errors(folder, "cannot make the folder"):

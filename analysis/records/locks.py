@@ -17,10 +17,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from analysis.records.files import LOCK, RecordError, clear_unfinished, make_folder, os_errors
+from analysis.records.files import (
+    LOCK,
+    RecordError,
+    atomic_write,
+    clear_unfinished,
+    clear_unfinished_of,
+    make_folder,
+    os_errors,
+)
 
 SWITCH = "PREFERENCE_OBJECTIVES_NO_LOCKS"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -57,6 +66,29 @@ def sole(folder: str | os.PathLike[str]) -> Iterator[None]:
             with contextlib.suppress(OSError):  # nothing came of it
                 folder.rmdir()
         raise
+
+
+def write_page(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
+    """`atomic_write` of one file in anybody's folder, which is not locked; clears away what killed writers of this file left.
+
+    Several may write it at once: the last one's stays. The lock, of the file alone and held for the write, is so that none takes the
+    unfinished file of another for one that was left. Where locks do not work nothing is cleared away.
+
+    Raises:
+        RecordError: the file system refused; a file that was there before is left as it was.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    with contextlib.ExitStack() as stack:
+        try:
+            with os_errors(path, "cannot be written"):
+                use = not os.environ.get(SWITCH)
+                stack.enter_context(locked(path.with_name(f".{path.name}{LOCK}"), use=use))
+        except LockError:
+            use = False
+        if use:
+            clear_unfinished_of(path)
+        return atomic_write(path, content)
 
 
 @contextlib.contextmanager

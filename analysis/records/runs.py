@@ -187,7 +187,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         RecordError: no manifest, not JSON, a newer format, an unfinished run, or a missing or changed table.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, entry in manifest["tables"].items():
         path = _table_path(folder, name)
         try:
@@ -293,7 +293,12 @@ class _NewerFormat(RecordError):
     """A run written by a newer version of this package."""
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` in ``folder`` says, after checking its own checksum, but none of the tables.
+
+    Raises:
+        RecordError: as `read_run`, but for tables.
+    """
     path = folder / MANIFEST
     if not folder.is_dir():
         raise RecordError(folder, "there is no such folder")

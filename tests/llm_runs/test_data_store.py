@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,39 @@ def test_an_interrupted_reading_goes_on(
     assert found.accounts[0].left_out == {"missing field": 1, "duplicate": 1}
     assert (found.truncated, found.rendered) == (wanted.truncated, wanted.rendered)
     assert found.truncated["completions"] == 2 * 99
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_of_another_time_is_read_anew_to_the_same_pairs(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time says only whether it must be read again: a copy of it, or one that was touched, gives the same bits."""
+    rows = [{"prompt": f"Film {n} was", "chosen": " great.", "rejected": " bad."} for n in range(100)]
+    source = preference_samples.write_jsonl(tmp_path / "mine.jsonl", rows)
+    read: list[int] = []
+    real = Renderer.in_tokens
+
+    def counted(self: Renderer, examples: Any) -> Any:
+        read.append(len(examples))
+        return real(self, examples)
+
+    monkeypatch.setattr(Renderer, "in_tokens", counted)
+
+    def load() -> list[list[TokenPair]]:
+        config = DataConfig(preferences=str(source))
+        found = data.load(config, tokenizer, 64, folder=tmp_path / "store", seed=0, say=lambda line: None)
+        return [list(found.training), list(found.held_out)]
+
+    counts, pairs_found, parts = [], [], []
+    for touched in (False, False, True):
+        if touched:
+            os.utime(source, (1, 1))
+        pairs_found.append(load())
+        parts.append([path.read_bytes() for path in sorted((tmp_path / "store" / "given").glob("*.arrow"))])
+        counts.append(sum(read))
+    assert counts == [100, 100, 200]
+    assert pairs_found[0] == pairs_found[1] == pairs_found[2]
+    assert parts[0] == parts[1] == parts[2]
 
 
 def test_duplicates_are_found_a_bucket_after_the_other(

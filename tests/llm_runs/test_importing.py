@@ -362,3 +362,34 @@ def test_frames_have_the_columns_of_a_run(dpo: Path) -> None:
     found = trainer_state.read(dpo / "checkpoint-2" / "trainer_state.json")
     assert list(found.tables["metrics"].columns) == ["step", "name", "value"]
     assert isinstance(found.tables["metrics"], pd.DataFrame) and found.tables["metrics"]["step"].max() == 2
+
+
+def test_an_import_killed_between_its_tables_and_its_manifest_goes_on(tmp_path: Path) -> None:
+    """A log has grown; of its record the table is the new one already, the manifest still the old one's."""
+    source = tmp_path / "mine" / "trainer_state.json"
+    source.parent.mkdir()
+    records = {}
+    for steps in (1, 2):
+        history = [{"step": step, "loss": 1.0 / step} for step in range(1, steps + 1)]
+        source.write_text(json.dumps({"log_history": history}))
+        (run,) = imported([str(source)], tmp_path / "out")
+        records[steps] = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    (run.folder / "run.json").write_bytes(records[1]["run.json"])
+    with pytest.raises(RecordError, match=r"metrics\.parquet"):
+        read_run(run.folder)
+    (run,) = imported([str(source)], tmp_path / "out")
+    assert values(run, "loss") == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_what_a_killed_import_or_export_left_goes(command: str, tmp_path: Path) -> None:
+    source = tmp_path / "in" / "mine"
+    source.mkdir(parents=True)
+    (source / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
+    if command == "export":
+        imported([str(source)], tmp_path / "in")
+    left = tmp_path / "out" / "mine" / ".metrics.parquet.7.0123abcd.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert main([command, str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in left.parent.iterdir()) == ["metrics.parquet", "run.json"]

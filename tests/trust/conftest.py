@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from llm_runs.__main__ import main
-from trust.crashes import SMALL
+from trust.commands import SMALL, as_words
 
-SETTINGS = (
-    *SMALL[:-1],
-    "objectives=[dpo(beta=0.1)]",
-    "training.save_every=0",
-    "training.save_model=false",
-    "sft.save_every=0",
+SETTINGS = as_words(
+    SMALL
+    | {
+        "sft.save_every": 0,
+        "training.save_every": 0,
+        "training.save_model": False,
+        "objectives": ["dpo(beta=0.1)"],
+    }
 )
 SLUG = "dpo_beta=0.1-noisy-seed0"
 

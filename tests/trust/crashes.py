@@ -1,12 +1,12 @@
 """Kill commands at random moments, give them again until they are done, and compare with what an undisturbed one made.
 
-    python tests/trust/crashes.py                          200 kills over all commands; some minutes
+    python tests/trust/crashes.py                          200 kills over all commands; a quarter of an hour
     python tests/trust/crashes.py --kills 50 --only run    of one command
     python tests/trust/crashes.py --seed 7                 other moments
 
 A chain of attempts: the command is started, killed (SIGKILL) at its n-th change of a file (n drawn from the seed; see `points.py`) or after
 a random time, started again in what it left, and so on; at last it is let go to its end. Then every file must be what the undisturbed
-command made, bit for bit, but for times, and nothing else may be left.
+command made, bit for bit, but for times, and nothing else may be left. The commands are in `commands.py`.
 """
 
 from __future__ import annotations
@@ -26,42 +26,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
 
 import pandas as pd
+import torch
 from forkserver import CONTEXT
 
-from trust import points
+from trust import commands, points
+from trust.commands import LONG, SCENARIOS, Scenario
 
 WORK = "work"  # the folder that every attempt writes in: configurations have its path
 PATIENCE = 300  # seconds for one attempt
 _TIMES = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _VARYING = ("step_seconds", "step_cpu_seconds", "peak_memory_bytes")
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A command that is killed.
-
-    Attributes:
-        name: of the command, for the table of results.
-        call: does it, given the folder that it may write in; raises or exits where it fails.
-        start: a scenario whose finished folder this one begins in.
-        ignored: files that are not results, as a pattern of their path.
-        delays: whether it may be killed after random times, too.
-        long: whether it is one of the long run's.
-    """
-
-    name: str
-    call: Callable[[Path], None]
-    start: str | None = None
-    ignored: str = r"$^"
-    delays: bool = True
-    long: bool = True
 
 
 @dataclass
@@ -116,6 +96,7 @@ def _child(call: Callable[[Path], None], folder: Path, log: Path, report: Path, 
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     os.environ |= {"PREFERENCE_OBJECTIVES_HOME": str(folder / "home"), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    torch.set_num_threads(1)  # whatever a machine or an attempt would have: sums depend on it
     armed = points.arm(fatal, (folder,), report)
     call(folder)
     report.write_text(str(armed.count))
@@ -210,8 +191,7 @@ def _lasting(path: Path) -> bytes:
         manifest = json.loads(content)
         del manifest["times"], manifest["sha256"], manifest["code"]
         manifest["extra"].pop("cpu_seconds", None)
-        for name in ("metrics",):
-            manifest["tables"].get(name, {}).pop("sha256", None)
+        manifest["tables"].get("metrics", {}).pop("sha256", None)  # seconds and memory are in it
         return json.dumps(manifest, sort_keys=True).encode()
     if path.name.startswith("metrics") and path.suffix == ".parquet":
         table = pd.read_parquet(io.BytesIO(content))
@@ -228,185 +208,6 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return words + [f"differs: {name}" for name in expected if name in found and expected[name] != found[name]]
 
 
-# -- the commands ------------------------------------------------------------------------------------------------
-
-# Smaller still than the tiny configuration.
-SMALL = (
-    *(
-        "sft.steps=3",
-        "sft.save_every=1",
-        "sft.batch_size=4",
-        "data.reward_texts=60",
-        "data.sft_texts=40",
-        "data.prompts=8",
-    ),
-    *(
-        "reference.samples=8",
-        "sampling.batch_size=4",
-        "training.steps=3",
-        "training.batch_size=4",
-        "training.save_every=1",
-    ),
-    *("training.reference_batch_size=4", "training.save_model=true", "evaluation.at=[2]", "evaluation.prompts=4"),
-    *(
-        "evaluation.held_out_samples=4",
-        "evaluation.held_out_pairs=4",
-        "evaluation.training_pairs=4",
-        "evaluation.other_texts=4",
-    ),
-    "evaluation.likelihoods=1",
-    'labels=[{"name": "noisy", "temperature": 4.0}]',
-    "objectives=[dpo(beta=0.1), \"maxpo(beta=0.1, temperature='auto', tokens='full')\"]",
-)
-
-
-SMALLEST = (
-    *(
-        *SMALL[:-1],
-        "objectives=[dpo(beta=0.1)]",
-        "evaluation.at=[]",
-        "evaluation.likelihoods=0",
-        "training.save_model=false",
-    ),
-    *("training.steps=2", "sft.steps=2", "evaluation.prompts=2", "evaluation.other_texts=2"),
-)
-
-
-def _done(code: int | None) -> None:
-    if code:
-        sys.exit(code)
-
-
-def llm(*words: str, settings: Sequence[str] = SMALL, config: str = "tiny") -> Callable[[Path], None]:
-    """A command of llm_runs in a folder."""
-    return _Call("llm_runs", (words[0], config), ("--set", *settings, *words[1:]))
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A command line; OUT stands for the folder."""
-
-    package: str
-    words: tuple[str, ...]
-    more: tuple[str, ...] = ()
-    name: str = "out"
-
-    def __call__(self, folder: Path) -> None:
-        import importlib
-
-        main: Any = importlib.import_module(f"{self.package}.__main__").main
-        given = [word.replace("OUT", str(folder)) for word in (*self.words, "--out", f"OUT/{self.name}", *self.more)]
-        sys.argv = [self.package, *given]
-        _done(main(given))
-
-
-def own_data(folder: Path) -> None:
-    """Training on pairs of one's own."""
-    rows = [
-        {"prompt": f"Question {i}: ", "chosen": f"answer {i} is {i * i}", "rejected": f"no answer {i % 7}"}
-        for i in range(24)
-    ]
-    source = folder / "pairs.jsonl"
-    if not source.is_file():
-        temporary = folder / "pairs.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(source)
-    settings = (f"data.preferences={source}", "training.save_model=false", "evaluation.at=[]")
-    llm("run", settings=(*SMALL[:-2], "objectives=[ipo(tau=0.1)]", *settings))(folder)
-
-
-def sweep(folder: Path) -> None:
-    """All tasks of a sweep, one after the other in this process, as one of its jobs does them."""
-    import yaml
-
-    from llm_runs.sweeps import tasks
-    from llm_runs.sweeps.spec import SweepConfig
-    from llm_runs.sweeps.states import Folder, only_command
-    from llm_runs.sweeps.work import Job
-
-    pairs = [
-        setting.partition("=") for setting in SMALL if not setting.startswith(("objectives", "training.save_model"))
-    ]
-    spec = SweepConfig(
-        config="tiny",
-        set={key: yaml.safe_load(value) for key, _, value in pairs},
-        objectives=("dpo",),
-        strengths=(0.1, 1.0),
-        data={"noisy": {}},
-    )
-    out = folder / "out"
-    planned = tasks.plan(spec, out, dry=False)
-    with only_command(Folder(out), spec.name, planned, locks=True):
-        Job(out, [task.id for task in planned])()
-    left = [task.id for task in planned if not Folder(out).done(task)]
-    _done(f"not done: {left}" if left else None)  # type: ignore[arg-type]
-
-
-def fetched(folder: Path) -> None:
-    """An asset from an index of one file."""
-    from llm_runs import assets
-    from llm_runs.__main__ import main
-
-    wheel = Path(os.environ["TRUST_INDEX"]) / "tiny_data-1.0-py3-none-any.whl"
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    assets.ASSETS["tiny"] = assets.Asset("tiny", "tiny_data", "1.0", digest, 1000, "a test", "none")
-    _done(main(["fetch", "tiny"]))
-
-
-def index(folder: Path) -> None:
-    """An index for `fetched`, which alone pip may look at."""
-    import zipfile
-
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "METADATA": "Metadata-Version: 2.1\nName: tiny_data\nVersion: 1.0\n",
-        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": "",
-    }
-    with zipfile.ZipFile(folder / "tiny_data-1.0-py3-none-any.whl", "w") as archive:
-        for number in range(4):
-            archive.writestr(f"tiny_data/table-{number}.csv", f"{number}\n" * 2000)
-        for name, text in about.items():
-            archive.writestr(f"tiny_data-1.0.dist-info/{name}", text)
-    os.environ |= {
-        "TRUST_INDEX": str(folder),
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(folder),
-        "PIP_CONFIG_FILE": os.devnull,
-    }
-
-
-ONLINE = ("--method", "rlhf_ppo", "iterative_dpo")
-_BOARD = ("leaderboard", "dpo", "ipo", "--strengths", "2", "--only", "determinism", "likelihood", "--workers", "1")
-SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("fetch", fetched, delays=False, ignored=r"\.lock$"),  # a lock nobody holds
-        Scenario("sft", llm("sft")),
-        Scenario("sample", llm("sample"), start="sft"),
-        Scenario("label", llm("label"), start="sample"),
-        Scenario("train", llm("train"), start="label"),
-        Scenario("evaluate", llm("evaluate", "--model", "OUT/out/reference"), start="label"),
-        Scenario("run", llm("run")),
-        Scenario("small run", llm("run", settings=SMALLEST), long=False),
-        Scenario("one bandit", _Call("toy_bandits", ("run", "ablation")), long=False),
-        Scenario("own data", own_data),
-        Scenario(
-            "online",
-            llm("online", *ONLINE, config="online_tiny", settings=(*SMALL[:-1], "online.rounds=2", "online.prompts=4")),
-        ),
-        Scenario("sweep", sweep, ignored=r"/sweep/"),  # states and logs
-        Scenario("bandits", _Call("toy_bandits", ("run", "determinism", "strength", "ablation"))),
-        Scenario("leaderboard", _Call("toy_bandits", _BOARD)),
-        Scenario("loop", _Call("toy_bandits", ("loop", "rlhf_ppo", "--set", "iterations=4"))),
-        Scenario("figures", _Call("paper_figures", ("determinism", "strength", "--records", "paper_figures/records"))),
-    )
-}
-
-
-LONG = [scenario.name for scenario in SCENARIOS.values() if scenario.long]
-
-
 def table(results: Sequence[Found]) -> str:
     """A line for each command."""
     rows = [
@@ -416,14 +217,12 @@ def table(results: Sequence[Found]) -> str:
             "kills": each.kills,
             "wrong": len(each.wrong),
             "seconds": round(each.seconds),
+            "killed in": ", ".join(f"{place} {count}" for place, count in each.places.most_common()),
         }
-        | {"killed in": ", ".join(f"{place} {count}" for place, count in each.places.most_common())}
         for each in results
     ]
-    total = {
-        "command": "all",
-        **{key: sum(row[key] for row in rows) for key in ("chains", "kills", "wrong", "seconds")},
-    }
+    sums = pd.DataFrame(rows)[["chains", "kills", "wrong", "seconds"]].sum()
+    total = {"command": "all"} | sums.to_dict()
     return pd.DataFrame([*rows, total]).fillna("").to_string(index=False)
 
 
@@ -437,7 +236,7 @@ def carry_out(
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Found]:
     """So many kills, spread over the named scenarios. What an earlier call did in the same place with the same seed counts."""
-    index(place / "index")
+    commands.index(place / "index")
     draw, finished = random.Random(seed), dict[str, Path]()
     wanted = list(names)
     for name in wanted:  # what they begin in comes first
@@ -463,11 +262,9 @@ def carry_out(
         name = min(results, key=lambda each: results[each].kills)
         some = min(in_a_row, kills - sum(each.kills for each in results.values()))
         found, so_far = chain(SCENARIOS[name], place, finished, *about[name], some, draw), results[name]
-        so_far.chains, so_far.kills, so_far.seconds = (
-            so_far.chains + 1,
-            so_far.kills + found.kills,
-            so_far.seconds + found.seconds,
-        )
+        so_far.chains += 1
+        so_far.kills += found.kills
+        so_far.seconds += found.seconds
         so_far.places.update(found.places)
         so_far.wrong += found.wrong
         journal.write_text(json.dumps([vars(each) for each in results.values()]))
@@ -481,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=LONG, choices=list(SCENARIOS), metavar="COMMAND")
-    parser.add_argument(
-        "--in-a-row", type=int, default=6, metavar="N", help="kills before a command is let go (default 6)"
-    )
+    parser.add_argument("--in-a-row", type=int, default=6, metavar="N", help="kills before it is let go (default 6)")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="folder to work in, kept, and continued in (default: a temporary one)"
     )

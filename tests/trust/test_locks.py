@@ -9,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from analysis.records import LockError, RecordError, atomic_folder, files, locks, sole, write_run
+from analysis.records import LockError, RecordError, atomic_folder, files, locks, sole, write_page, write_run
 from llm_runs import __main__ as llm
 from llm_runs.account import Step
 from toy_bandits.__main__ import main as bandits
@@ -125,6 +126,49 @@ def test_only_what_is_ours_is_cleared_away(tmp_path: Path) -> None:
     with sole(tmp_path):
         found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {*kept, files.LOCK}
+
+
+def test_of_a_page_alone_only_what_killed_writers_of_it_left_is_cleared_away(tmp_path: Path) -> None:
+    """Its folder may be anybody's: temporary files of other names, and of other writers below, stay."""
+    kept = (".other.html.2.00000001.tmp", ".page.html.tmp", "below/.page.html.3.00000002.tmp")
+    for name in (".page.html.1.00000000.tmp", *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    write_page(tmp_path / "page.html", b"new")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*kept, "page.html"}
+
+
+def test_a_page_waits_for_another_writer_and_takes_nothing_of_it(tmp_path: Path) -> None:
+    """The other's temporary file is there until its write is done; only then is what is left looked at."""
+    unfinished, seen = tmp_path / ".page.html.1.00000000.tmp", []
+
+    def second() -> None:
+        write_page(tmp_path / "page.html", b"second")
+        seen.append(unfinished.exists())
+
+    other = threading.Thread(target=second)
+    with locks.locked(tmp_path / ".page.html.lock"):
+        unfinished.write_text("half")
+        other.start()
+        other.join(1)
+        assert other.is_alive() and unfinished.exists()
+    other.join()
+    assert seen == [False] and (tmp_path / "page.html").read_bytes() == b"second"
+
+
+@pytest.mark.parametrize("switch", ["", "1"])
+def test_a_page_is_written_where_locks_do_not_work(
+    switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setenv(locks.SWITCH, switch)
+    (tmp_path / ".page.html.1.00000000.tmp").write_text("maybe another's")
+    assert write_page(tmp_path / "page.html", b"new").read_bytes() == b"new"
+    assert (tmp_path / ".page.html.1.00000000.tmp").exists()
 
 
 def test_a_folder_appears_whole_or_not_at_all_and_is_replaced_whole(tmp_path: Path) -> None:

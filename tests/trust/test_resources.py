@@ -27,7 +27,7 @@ from llm_runs.errors import of_the_machine
 from llm_runs.sweeps.states import Folder
 from paper_figures.__main__ import main as figures
 from toy_bandits.__main__ import main as bandits
-from trust import crashes
+from trust import commands, crashes
 from trust.conftest import SETTINGS, SLUG
 
 RUN = ["run", "tiny", "--set", *SETTINGS, "--out"]
@@ -231,7 +231,7 @@ class _Index(BaseHTTPRequestHandler):
 def test_a_network_that_breaks_in_the_middle_of_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crashes.index(tmp_path / "index")
+    commands.index(tmp_path / "index")
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name)
     _Index.wheel, _Index.breaks, _Index.asked = tmp_path / "index" / "tiny_data-1.0-py3-none-any.whl", 1, []
