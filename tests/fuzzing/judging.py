@@ -34,7 +34,6 @@ class Reader:
         check: raises AssertionError where what was read cannot be right; given file and result.
         after_refusal: the same, once the file has been refused.
         names_file: whether messages name the file.
-        weight: mutants are this share of what is asked for, where each takes long.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Reader:
     check: Callable[[Path, Any], None] = lambda path, result: None
     after_refusal: Callable[[Path], None] = lambda path: None
     names_file: bool = True
-    weight: float = 1.0
 
 
 @dataclass
@@ -137,7 +135,7 @@ def fuzz(reader: Reader, count: int, folder: Path, seed: int = 0, stop_after: in
         path.unlink()
     _peak()  # forget what this process had before
     base = _peak()
-    for number in range(max(1, int(count * reader.weight))):
+    for number in range(count):
         name, content = mutant(reader, seed, number)
         path = folder / "work" / name
         path.write_bytes(content)

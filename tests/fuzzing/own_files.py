@@ -1,0 +1,74 @@
+"""Files that a run leaves for itself: pairs, samples, rewards, batches; texts of one's own; headers of GGUF models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fuzzing import seeds
+from fuzzing.judging import Reader
+from fuzzing.mutations import BINARY, TEXT
+from fuzzing.seeds import lines
+from llm_runs import gguf_header, labelling, rewards, sampling, saved_batches, texts
+from llm_runs.config import RunConfig
+from llm_runs.errors import InputError
+from llm_runs.examples import TokenPair, TokenSample
+
+
+def own_readers() -> list[Reader]:
+    pair = TokenPair(
+        (1, 2), (3,), (4, 5), "p", "c", "r", id="0", chosen_reward=1.0, rejected_reward=0.5, probability=0.7
+    )
+    sample = TokenSample((1, 2), (3,), "p", "c", logp=-1.5, reward=0.5)
+    with seeds.folder() as folder:
+        pairs = labelling.write_pairs(folder / "pairs.jsonl", [pair] * 3).read_bytes()
+        samples = sampling.write_samples(folder / "samples.jsonl", [sample] * 3).read_bytes()
+        reward_texts = [texts.Text(f"good nice {i}", 1) for i in range(9)] + [
+            texts.Text(f"bad ugly {i}", 0) for i in range(9)
+        ]
+        rewards.TfidfReward.fit(reward_texts, RunConfig().reward).save(folder / "reward.npz")
+        reward = (folder / "reward.npz").read_bytes()
+        import torch
+
+        batch = saved_batches.save_batch(folder, {"a": torch.ones(3)}, {"pairs": {0: pair}}, {"step": 1, "reason": "x"})
+        saved, tensors = batch.read_bytes(), batch.with_suffix(".safetensors").read_bytes()
+    review = lines([{"text": f"a film {i}", "label": i % 2} for i in range(4)])
+
+    def shown(path: Path) -> str:
+        other = path.with_suffix(".json" if path.suffix == ".safetensors" else ".safetensors")
+        other.write_bytes(saved if other.suffix == ".json" else tensors)
+        try:
+            return saved_batches.describe(path)
+        finally:
+            other.unlink()
+
+    return [
+        Reader("pairs", [("pairs.jsonl", pairs)], TEXT, labelling.read_pairs, (InputError,)),
+        Reader("samples", [("samples.jsonl", samples)], TEXT, sampling.read_samples, (InputError,)),
+        Reader("texts", [("texts.jsonl", review)], TEXT, lambda path: texts.read(str(path)), (InputError,)),
+        Reader("rewards", [("reward.npz", reward)], BINARY, rewards.TfidfReward.load, (InputError,)),
+        Reader("batches", [("batch.json", saved), ("batch.safetensors", tensors)], [*TEXT, *BINARY], shown, (InputError,),
+               names_file=False),
+    ]  # fmt: skip
+
+
+def gguf_reader() -> Reader:
+    """Headers: a model's metadata with a vocabulary, and two tensors."""
+    import gguf
+    import numpy as np
+
+    with seeds.folder() as folder:
+        writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+        writer.add_context_length(256)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_token_list(["a", "b", "ü"])
+        writer.add_token_types([1, 1, 3])
+        writer.add_bos_token_id(1)
+        writer.add_chat_template("{{ messages }}")
+        writer.add_tensor("token_embd.weight", np.ones((3, 4), dtype=np.float32))
+        writer.add_tensor("output_norm.weight", np.ones(4, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        content = (folder / "model.gguf").read_bytes()
+    return Reader("gguf", [("model.gguf", content)], BINARY, gguf_header.read, (InputError,))
