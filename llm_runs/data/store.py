@@ -100,6 +100,7 @@ class Writer(Generic[T]):
             self._writer, self._count = None, 0
         values = {"format": FORMAT, "key": self.key, "complete": complete, "parts": self.parts}
         values |= {"extremes": self.extremes, "progress": progress}
+        values["sha256"] = fingerprint(values)
         atomic_write(self.folder / _MANIFEST, (json.dumps(values, indent=1) + "\n").encode())
 
     def rewind(self, parts: int) -> None:
@@ -187,7 +188,13 @@ class Store(Generic[T]):
     def _reader(self, part: int) -> Any:
         path = self.folder / self.parts[part]["name"]
         self._check(part)
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        rows = sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
+        if rows != self.parts[part]["rows"]:
+            raise InputError(
+                f"{path}: has {rows} rows, not those of the manifest; delete {self.folder} to make it again"
+            )
+        return reader
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
     def _batch(self, part: int, batch: int) -> Mapped:
@@ -286,19 +293,32 @@ class Selection(Sequence[T]):
     @classmethod
     def open(cls, path: Path) -> Self:
         """What `save` kept. Raises InputError where it is missing or damaged."""
+        again = "delete it and the folder data to read the data again"
         try:
             about = json.loads(path.read_bytes())
-            rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            rows = _read_rows(path.with_suffix(".npy"))
             found = cls(Store(path.parent.resolve() / about["store"], cls.kind), rows)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            digest = about["sha256"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"{path}: cannot be read ({error}); delete it and the folder data to read the data again"
-            ) from error
-        if found.fingerprint != about["sha256"]:
-            raise InputError(f"{path}: damaged (wrong checksum); delete it and the folder data to read the data again")
+            raise InputError(f"{path}: cannot be read ({error}); {again}") from error
+        if found.fingerprint != digest:
+            raise InputError(f"{path}: damaged (wrong checksum); {again}")
         return found
+
+
+def _read_rows(path: Path) -> np.ndarray[Any, Any]:
+    """Mapped numbers of rows, (N,). Raises OSError, or ValueError where they are not that."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy raises several unrelated types on a damaged header
+        raise ValueError(f"{path.name}: {' '.join(str(error).split()):.200}") from error
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
+        raise ValueError(f"{path.name} holds no numbers of rows")
+    return rows
 
 
 def list_column(rows: Sequence[Sequence[Any]], dtype: Any) -> pa.Array:
@@ -320,12 +340,38 @@ def _values(column: Any) -> np.ndarray[Any, Any]:
 
 def _read_manifest(folder: Path) -> Mapping[str, Any]:
     path = folder / _MANIFEST
+    again = f"delete {folder} to make it again"
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if not isinstance(manifest, dict) or "format" not in manifest:
+            raise ValueError("it has no format")
         if manifest["format"] != FORMAT:
-            raise InputError(f"{path}: of format {manifest['format']}, this version reads {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: of format {manifest['format']!r:.20}, this version reads {FORMAT}")
+        _check_manifest(folder, manifest)
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read ({error}); delete {folder} to make it again") from error
+        raise InputError(f"{path}: cannot be read ({error}); {again}") from error
     return manifest
+
+
+def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise ValueError where a manifest is not one that `Writer` writes; its own checksum is not in those of earlier versions."""
+    digest = manifest.pop("sha256", None)
+    if digest is not None and digest != fingerprint(manifest):
+        raise ValueError("wrong checksum")
+    kinds = {"key": str, "complete": bool, "parts": list, "extremes": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]:
+        raise ValueError(f"{wrong[0]} is missing or wrong")
+    total = 0
+    for number, part in enumerate(manifest["parts"]):
+        name = f"part-{number:05}.arrow"
+        rows = part.get("rows") if isinstance(part, dict) and part.get("name") == name else None
+        if type(rows) is not int or rows <= 0 or not isinstance(part.get("sha256"), str):
+            raise ValueError(f"parts[{number}] is wrong")
+        if (folder / name).exists() and rows > (folder / name).stat().st_size:
+            raise ValueError(f"{name} has fewer rows than it says")
+        total += rows
+    for found in manifest["extremes"].values():
+        if not (isinstance(found, list) and len(found) == 2 and type(found[1]) is int and 0 <= found[1] < total):
+            raise ValueError("extremes are wrong")

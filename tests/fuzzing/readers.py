@@ -15,6 +15,7 @@ FAMILIES: dict[str, Callable[[], list[Reader]]] = {
     "questions": lambda: [settings.question_reader()],
     "records": lambda: [results.record_reader()],
     "own": own_files.own_readers,
+    "stored_pairs": lambda: [own_files.store_reader()],
     "gguf": lambda: [own_files.gguf_reader()],
     "imports": results.import_readers,
     "event_files": lambda: [results.event_reader()],

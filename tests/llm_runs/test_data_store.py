@@ -137,6 +137,62 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         StoredPairs.open(tmp_path / "all.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parts": None}, "wrong checksum"),
+        ({"parts": None, "sha256": None}, "parts is missing or wrong"),
+        ({"sha256": None, "complete": "yes"}, "complete is missing or wrong"),
+        ({"sha256": None, "parts": [{"name": "../part-00000.arrow", "rows": 3, "sha256": ""}]}, r"parts\[0\] is wrong"),
+        ({"sha256": None, "parts": [{"name": "part-00000.arrow", "rows": 2**62, "sha256": ""}]}, "fewer rows than"),
+        ({"sha256": None, "extremes": {"length": [5, 3]}}, "extremes are wrong"),
+        ({"format": [[7]]}, r"of format \[\[7\]\], this version reads"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """Also one without a checksum of its own, as earlier versions wrote them."""
+    write(tmp_path, pairs(3))
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
+    with pytest.raises(InputError, match=rf"manifest\.json: .*{words}") as caught:
+        Store(tmp_path, StoredPairs.kind)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_of_an_earlier_version_is_read_and_its_rows_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, given := pairs(3))
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    assert list(Store(tmp_path, StoredPairs.kind)) == given
+    manifest["parts"][0]["rows"] = 4
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"part-00000\.arrow: has 3 rows, not those of the manifest"):
+        Store(tmp_path, StoredPairs.kind)[0]
+
+
+@pytest.mark.parametrize("header", [b"\0", b"{'descr': '<i8', 'shape': (1" + b"0" * 30 + b",)}", b"{(\n"])
+def test_damaged_numbers_of_rows_are_one_line(tmp_path: Path, header: bytes) -> None:
+    write(tmp_path / "store", pairs(3)).save(tmp_path / "all.json")
+    path = tmp_path / "all.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + header.ljust(len(content) - 10))
+    with pytest.raises(InputError, match=r"all\.json: cannot be read \(all\.npy") as caught:
+        StoredPairs.open(tmp_path / "all.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 5000, b"[]", b'{"store": "store"}'])
+def test_a_damaged_selection_is_one_line(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "store", pairs(3)).save(tmp_path / "all.json")
+    path = tmp_path / "all.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"all\.json: cannot be read"):
+        StoredPairs.open(path)
+
+
 @pytest.mark.usefixtures("small")
 def test_an_interrupted_reading_goes_on(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
