@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from analysis.records import atomic_write, fingerprint
 from analysis.records.files import sync_file, sync_folder
+from llm_runs.json_lines import read_object
 
 SEAL = "checksums.json"
 
@@ -35,9 +36,9 @@ def seal(checkpoint: Path) -> None:
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint was sealed and is what it was then."""
     try:
-        files: dict[str, str] = json.loads((checkpoint / SEAL).read_bytes())
+        files = read_object(checkpoint / SEAL)
         return all(fingerprint(checkpoint / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError):
         return False
 
 

@@ -50,6 +50,7 @@ from llm_runs.data.sources import local_files
 from llm_runs.data.stored import StoredGroups, StoredPairs, StoredSamples
 from llm_runs.errors import InputError
 from llm_runs.examples import Prompt, Sides, TokenPair, TokenSample
+from llm_runs.json_lines import read_object
 from llm_runs.microbatches import compares_pairs, needs_in_training
 from llm_runs.mismatched import Mismatched
 from llm_runs.sampling import derived_seed
@@ -630,7 +631,7 @@ def kept_config(out: Path) -> RunConfig:
     """The configuration that a folder belongs to. Raises InputError where there is none, or a damaged one."""
     path = out / "config.json"
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+        return from_dict(read_object(path)["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
 
@@ -671,7 +672,7 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
     current = redact({"config": config.to_dict(), "files": files, "stats": stats})
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_object(path)
             old, new = flat(before["config"]), flat(current["config"])
             old_files = before["files"]
             unread = before["config"]["data"]["preferences"] is not None and _nothing_made(out)
@@ -712,7 +713,7 @@ def _stat(file: Path) -> list[int]:
 def _checksums(kept: Path, stats: Mapping[str, list[int]]) -> dict[str, str]:
     """Of each file; what was computed before is taken where size and time are the same, because large files take long."""
     try:
-        before = json.loads(kept.read_text(encoding="utf-8"))
+        before = read_object(kept)
         known = {name: before["files"][name] for name, stat in before["stats"].items() if stats.get(name) == stat}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}

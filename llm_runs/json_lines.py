@@ -1,4 +1,4 @@
-"""JSON lines with every error in one line: file, line, and what is wrong."""
+"""JSON, and JSON lines, with every error in one line: file, line, and what is wrong."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def read(path: Path, error: type[InputError] = InputError) -> Iterator[tuple[str
                 yield where, values
     except OSError as found:
         raise error(f"{path}: cannot be read ({found.strerror})") from found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A whole file that is one JSON object: what commands keep for themselves.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged; a message of one line, without the file's name.
+    """
+    try:
+        found = loads(path.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON {type(found).__name__} instead of an object")
+    return found
 
 
 def token_ids(values: dict[str, Any], *names: str) -> dict[str, Any]:

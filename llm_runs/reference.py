@@ -33,6 +33,7 @@ from llm_runs.config import ReferenceConfig
 from llm_runs.data.store import Kind, Mapped, Store, Writer, list_column
 from llm_runs.errors import InputError
 from llm_runs.examples import TokenPair, TokenSample
+from llm_runs.json_lines import read_object
 from llm_runs.logprobs import TopTokens
 from llm_runs.models import autocast, tokenizer_fingerprint
 from llm_runs.scoring import Scorer
@@ -206,14 +207,14 @@ class ReferenceLogps:
         folder = Path(folder)
         again = "delete the folder and compute it again"
         try:
-            manifest = json.loads((folder / _MANIFEST).read_bytes())
+            manifest = read_object(folder / _MANIFEST)
         except FileNotFoundError as error:
             raise ReferenceCacheError(
                 f"no reference log-probabilities in {folder}: {Path(error.filename).name} is missing"
             ) from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ReferenceCacheError(f"{folder / _MANIFEST}: damaged ({error}); {again}") from error
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        if manifest.get("format") != FORMAT or not isinstance(manifest.get("key"), dict):
             raise ReferenceCacheError(f"{folder / _MANIFEST}: not a reference cache of format {FORMAT}; {again}")
         try:
             store = Store(folder / _ROWS, _COMPLETIONS)

@@ -130,12 +130,11 @@ def provenance(path: Path) -> dict[str, Any]:
     Keys: engine, version, seed, temperature, top_p, batch_size, max_tokens, samples.
     """
     try:
-        found: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return json_lines.read_object(path.with_suffix(".json"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path.with_suffix('.json')}: damaged ({error}); delete it") from error
-    return found
 
 
 def write_samples(path: Path, samples: Sequence[TokenSample]) -> Path:
@@ -337,7 +336,7 @@ def _read_partial(path: Path, wanted: str) -> dict[int, TokenSample]:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         if json.loads(header) != {"key": wanted}:
             return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     samples: dict[int, TokenSample] = {}
     for line in lines:
@@ -345,6 +344,6 @@ def _read_partial(path: Path, wanted: str) -> dict[int, TokenSample]:
             values = json.loads(line)
             index = int(values.pop("index"))
             samples[index] = _sample(values)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             break
     return samples

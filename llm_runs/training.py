@@ -41,6 +41,7 @@ from llm_runs.checkpoints import KeepLastGood, keep_good_checkpoint, last_checkp
 from llm_runs.config import GuardsConfig, LoRAConfig, TrainingConfig
 from llm_runs.examples import TokenPair, TokenSample
 from llm_runs.global_batch import gathered, rows
+from llm_runs.json_lines import read_object
 from llm_runs.microbatches import (
     FROM_DISTRIBUTIONS,
     FROM_LOGPS,
@@ -667,7 +668,11 @@ def _resumable(folder: Path, identity: str) -> str | None:
     """The newest whole checkpoint in `folder`; its mark is written if there is none yet."""
     mark = folder / "training.json"
     if mark.is_file() and last_checkpoint(folder):
-        if json.loads(mark.read_text()).get("identity") != identity:
+        try:
+            found = read_object(mark).get("identity")
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{mark}: damaged ({error}); delete {folder} to train from the beginning") from error
+        if found != identity:
             raise TrainingError(
                 f"{folder} holds checkpoints of another training (other objective, data, settings or seed): "
                 "delete it, or choose another folder"

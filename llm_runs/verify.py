@@ -6,7 +6,6 @@ between versions, differences up to `TOLERANCE` are named and pass (docs/trust.m
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from llm_runs.data.sources import local_files
 from llm_runs.data.stored import StoredPairs
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment, Training, flat, kept_config
+from llm_runs.json_lines import read_object
 from llm_runs.labelling import read_pairs
 
 TOLERANCE = (
@@ -84,7 +84,11 @@ def findings(run: Run, steps: int) -> Iterator[Finding]:
 
 def _files(config: RunConfig, out: Path) -> Iterator[Finding]:
     """The files that the configuration names, read in whole."""
-    kept = json.loads((out / "config.json").read_text(encoding="utf-8"))["files"]
+    path = out / "config.json"
+    try:
+        kept = dict(read_object(path)["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
     data = config.data
     for name in (data.text, data.other_text, data.preferences, data.reading.held_out, config.model.template):
         for file in local_files(name):

@@ -10,6 +10,8 @@ from analysis.records import atomic_write
 from llm_runs.config import DataConfig
 from llm_runs.data import report
 from llm_runs.data.loading import Loaded
+from llm_runs.errors import InputError
+from llm_runs.json_lines import read_object
 
 REPORT = "report.json"
 
@@ -35,12 +37,19 @@ def save(loaded: Loaded, config: DataConfig, folder: Path, training: Path, held_
 
 def summary(folder: Path) -> dict[str, Any]:
     """What a training's record says of the data it was trained on: sources, how they were read, the chat template's sha256."""
-    values = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    return {
-        "sources": [
-            {key: source[key] for key in ("source", "kind", "format", "fingerprint", "records", "pairs", "left_out")}
-            for source in values["sources"]
-        ],
-        "rendering": values["rendering"],
-        "truncation": values["truncation"],
-    }
+    path = folder / REPORT
+    try:
+        values = read_object(path)
+        return {
+            "sources": [
+                {
+                    key: source[key]
+                    for key in ("source", "kind", "format", "fingerprint", "records", "pairs", "left_out")
+                }
+                for source in values["sources"]
+            ],
+            "rendering": values["rendering"],
+            "truncation": values["truncation"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete {folder} to read the data again") from error

@@ -27,6 +27,7 @@ from llm_runs.account import Step
 from llm_runs.config import DELIVERY, NOT_DECISIVE, OnlineMethod, RunConfig
 from llm_runs.errors import InputError
 from llm_runs.experiment import Experiment
+from llm_runs.json_lines import read_object
 from llm_runs.online.iterated import Accelerated, Iterated
 from llm_runs.online.policy_gradient import Espo, RlhfPpo
 from llm_runs.online.rejection import Rso, best_of_n
@@ -255,7 +256,7 @@ def _read_state(work: Path, number: int) -> dict[str, Tensor]:
     path = work / f"state-{number}.safetensors"
     content = path.read_bytes()
     try:
-        wanted = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        wanted = read_object(path.with_suffix(".json"))["sha256"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: its checksum cannot be read ({error}); delete {work} to begin again") from error
     if hashlib.sha256(content).hexdigest() != wanted:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from llm_runs.json_lines import read_object
 from llm_runs.sweeps.states import Folder, write
 
 _PATIENCE = 10.0  # seconds for squeue
@@ -16,10 +16,9 @@ _PATIENCE = 10.0  # seconds for squeue
 def submitted(folder: Folder) -> dict[str, list[str]]:
     """The tasks of every job that was submitted, by the job's id."""
     try:
-        found: dict[str, list[str]] = json.loads((folder.jobs / "slurm.json").read_bytes())
+        return read_object(folder.jobs / "slurm.json")
     except (FileNotFoundError, ValueError):
         return {}
-    return found
 
 
 def keep(folder: Folder, jobs: Mapping[str, list[str]]) -> None:

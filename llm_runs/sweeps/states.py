@@ -22,6 +22,7 @@ import psutil
 from analysis.records import LockError, atomic_write
 from analysis.records.locks import check_locks, locked
 from llm_runs.errors import InputError
+from llm_runs.json_lines import read_object
 
 FORMAT = 1
 
@@ -96,9 +97,9 @@ class Folder:
         """The plan: `name`, `locks`, and `tasks` by id. Raises InputError where there is none, or a damaged one."""
         path = self.own / "plan.json"
         try:
-            values = json.loads(path.read_bytes())
+            values = read_object(path)
             if values["format"] != FORMAT:
-                raise InputError(f"{path}: of format {values['format']}, this version reads {FORMAT}")
+                raise InputError(f"{path}: of format {values['format']!r:.20}, this version reads {FORMAT}")
             tasks = {entry["id"]: Task(**entry) for entry in values["tasks"]}
             return {"name": values["name"], "locks": values["locks"], "tasks": tasks}
         except FileNotFoundError:
@@ -109,7 +110,7 @@ class Folder:
     def state(self, task: str) -> State | None:
         """The state of a task; None where it was never begun. A damaged file counts as none: the task is looked at again."""
         try:
-            return State(**json.loads((self.own / "tasks" / f"{task}.json").read_bytes()))
+            return State(**read_object(self.own / "tasks" / f"{task}.json"))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 

@@ -16,6 +16,8 @@ FAMILIES: dict[str, Callable[[], list[Reader]]] = {
     "records": lambda: [results.record_reader()],
     "own": own_files.own_readers,
     "stored_pairs": lambda: [own_files.store_reader()],
+    "reference_logps": lambda: [own_files.reference_reader()],
+    "kept_files": lambda: [own_files.kept_reader()],
     "gguf": lambda: [own_files.gguf_reader()],
     "imports": results.import_readers,
     "event_files": lambda: [results.event_reader()],
