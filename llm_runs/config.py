@@ -6,6 +6,7 @@ key is an error that names the key, where it stands and the nearest valid names.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
@@ -432,14 +433,16 @@ class RunConfig(_Checked):
 
         Raises ConfigError for a file that is missing or not YAML, unknown keys, wrong types and values out of range.
         """
-        source = "--set" if path is None else find(path)
-        values = read_yaml(source) if isinstance(source, Path) else {}
-        if isinstance(source, Path):
-            values.setdefault("name", source.stem)
+        return cls.of({} if path is None else read(path), overrides, "--set" if path is None else find(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], overrides: Sequence[str | tuple[str, Any]], source: str | Path) -> Self:
+        """What `read` gave, with overrides applied; `source` is for messages. Raises ConfigError as `load`."""
+        changed = copy.deepcopy(dict(values))
         try:
             for override in overrides:
-                _apply(values, override)
-            return typing.cast(Self, build(cls, values, ""))
+                _apply(changed, override)
+            return typing.cast(Self, build(cls, changed, ""))
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
 
@@ -460,6 +463,14 @@ def shipped(kind: str = CONFIGS) -> list[str]:
     """Names of the configurations (or other files of settings) that come with the package."""
     folder = resources.files("llm_runs") / kind
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The keys of a configuration file, or of a shipped one by name. Raises ConfigError where it is missing or not YAML."""
+    source = find(path)
+    values = read_yaml(source)
+    values.setdefault("name", source.stem)
+    return values
 
 
 def find(path: str | Path, kind: str = CONFIGS) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -75,11 +76,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values or {}
 
 
+_hints = functools.cache(typing.get_type_hints)  # it takes longer than all else
+
+
 def build(cls: type, values: Any, place: str) -> Any:
     """A dataclass from a mapping, rejecting unknown keys."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{place or 'the file'}: expected keys and values, found {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     names = [entry.name for entry in dataclasses.fields(cls)]
     for key in values:
         if key not in names:

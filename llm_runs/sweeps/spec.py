@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import objectives
-from llm_runs.config import RunConfig, find, shipped
+from llm_runs.config import RunConfig, find, read, shipped
 from llm_runs.strict import Checked, ConfigError, build, number, read_yaml
 
 _GRID = {
@@ -104,6 +104,7 @@ class SweepConfig(Checked):
         if not self.data:
             raise ConfigError("the grid is empty: data has no settings; leave it out for the configuration's own")
         found: dict[str, RunConfig] = {}
+        values, source = read(self.config), find(self.config)  # once: reading takes longer than all else
         for name, changes in self.data.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name in _RESERVED:
                 raise ConfigError(
@@ -116,11 +117,11 @@ class SweepConfig(Checked):
                 if key in _GRID:
                     raise ConfigError(f"data.{name}: {key} is for the whole sweep: give {_GRID[key]} at the top level")
             grid = replace(self, **build(_OwnGrid, own, f"data.{name}").given)
-            base = RunConfig.load(self.config, overrides)
+            base = RunConfig.of(values, overrides, source)
             changed: list[tuple[str, Any]] = [("name", f"{self.name}/{name}")]
             changed.append(("objectives", list(grid._labels(base))))
             changed.append(("training_seeds", grid._seeds(base)))
-            config = RunConfig.load(self.config, [*overrides, *changed])
+            config = RunConfig.of(values, [*overrides, *changed], source)
             for other, earlier in found.items():
                 if earlier.to_dict() | {"name": ""} == config.to_dict() | {"name": ""}:
                     raise ConfigError(f"data.{other} and data.{name} are the same runs: take one of them away")
