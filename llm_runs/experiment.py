@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import objectives
-from analysis.records import atomic_write, fingerprint, redact
+from analysis.records import atomic_write, fingerprint, redact, write_unlocked
 from analysis.records.files import LOCK
 from llm_runs import (
     data,
@@ -702,7 +702,7 @@ def _lock(config: RunConfig, out: Path, *, write: bool) -> None:
                 f"{out} was made with another configuration: {'; '.join(changed)}. Use another --out, or change it back"
             )
     if write:
-        atomic_write(path, (json.dumps(current, indent=1) + "\n").encode())
+        write_unlocked(path, (json.dumps(current, indent=1) + "\n").encode())  # a sweep writes those of all its folders
 
 
 def _stat(file: Path) -> list[int]:
@@ -724,7 +724,10 @@ def _nothing_made(out: Path) -> bool:
     """Whether the folder holds nothing that depends on data: the configuration alone, and maybe the random model."""
     read = (out / "data" / REPORT).is_file()
     return all(
-        entry.name in ("config.json", "model", LOCK) or (entry.name == "data" and not read) for entry in out.iterdir()
+        entry.name in ("config.json", "model", LOCK)
+        or entry.name.startswith(".config.json.")  # its lock, or what a killed process left of it
+        or (entry.name == "data" and not read)
+        for entry in out.iterdir()
     )
 
 

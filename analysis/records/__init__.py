@@ -1,7 +1,7 @@
 """Run records, and how files are written: `runs` has the records, `files` the writes, `locks` who may write, `redaction` what is not."""
 
 from analysis.records.files import RecordError, atomic_folder, atomic_write, publish
-from analysis.records.locks import LockError, sole, write_page
+from analysis.records.locks import LockError, sole, write_unlocked
 from analysis.records.redaction import redact
 from analysis.records.runs import (
     FORMAT_VERSION,
@@ -39,6 +39,6 @@ __all__ = [
     "read_run",
     "redact",
     "sole",
-    "write_page",
     "write_run",
+    "write_unlocked",
 ]

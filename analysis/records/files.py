@@ -107,7 +107,7 @@ def clear_unfinished(folder: str | os.PathLike[str]) -> None:
 
 def clear_unfinished_of(path: Path) -> None:
     """Remove what killed processes left half-written of the file `path`, and nothing else in its folder."""
-    for found in path.parent.iterdir():
+    for found in path.parent.iterdir() if path.parent.is_dir() else ():
         if _UNFINISHED.fullmatch(found.name) and found.name.startswith(f".{path.name}."):
             with contextlib.suppress(OSError):
                 found.unlink()

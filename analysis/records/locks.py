@@ -68,8 +68,8 @@ def sole(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def write_page(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
-    """`atomic_write` of one file in anybody's folder, which is not locked; clears away what killed writers of this file left.
+def write_unlocked(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]) -> Path:
+    """`atomic_write` of a file in a folder that this process has no lock of; clears away what killed writers of this file left.
 
     Several may write it at once: the last one's stays. The lock, of the file alone and held for the write, is so that none takes the
     unfinished file of another for one that was left. Where locks do not work nothing is cleared away.

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from analysis.records import RecordError, write_page
+from analysis.records import RecordError, write_unlocked
 from analysis.report.content import gather
 from analysis.report.page import render
 
@@ -70,7 +70,7 @@ def command(options: argparse.Namespace) -> int:
         raise RecordError(shown, "no run to report on; runs are made by toy_bandits, llm_runs and analysis import")
     again = shlex.join(["python", "-m", "analysis", "report", *options.folders, "--out", str(options.out)])
     page = render(content, options.title, again)
-    write_page(options.out, page)
+    write_unlocked(options.out, page)
     print(f"{options.out}: {len(content.shown)} run(s), {len(page) / 1e6:.2f} MB")
     if content.skipped or content.left_out:
         print(

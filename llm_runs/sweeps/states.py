@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from analysis.records import LockError, atomic_write
+from analysis.records.files import clear_unfinished_of
 from analysis.records.locks import check_locks, locked
 from llm_runs.errors import InputError
 from llm_runs.json_lines import read_object
@@ -127,7 +128,8 @@ class Folder:
 
 
 def write(path: Path, values: Any) -> None:
-    """JSON, whole or not at all."""
+    """JSON, whole or not at all. Who writes a file of a sweep holds its lock, so what is left of it half-written is of a killed process."""
+    clear_unfinished_of(path)
     atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
 
 

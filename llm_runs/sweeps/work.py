@@ -15,6 +15,7 @@ from typing import Any
 
 import submitit
 
+from analysis.records.files import clear_unfinished
 from analysis.records.locks import SWITCH, locked
 from llm_runs.errors import InputError
 from llm_runs.sweeps.states import Folder, State, Task, alive
@@ -103,6 +104,7 @@ class _Worker:
         if task.stage is None:
             (one,) = [training for training in experiment.trainings() if training.slug == task.run]
             return pipeline.train(experiment, one)
+        clear_unfinished(self.folder.out / task.folder)  # it has a folder of its own, and this process the stage's lock
         stage = next(stage for stage in stages.STAGES if stage.name == task.stage)
         account.carry_out([step for step in pipeline.plan(experiment, stage.goal) if step.kind not in stage.skips])
         return None

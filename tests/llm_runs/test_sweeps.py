@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import io
@@ -188,6 +189,30 @@ def test_a_killed_run_continues_and_gives_the_same(copy: Path, tmp_path: Path) -
     same = ~metrics["name"].str.contains("seconds|memory")
     pd.testing.assert_frame_equal(resumed[~resumed["name"].str.contains("seconds|memory")], metrics[same])
     assert (resumed["step"] == 1).any()
+
+
+def test_what_killed_processes_left_half_written_goes(copy: Path, tmp_path: Path) -> None:
+    """Of a stage with the stage, of the sweep's own files with their next write; what another task may be writing stays."""
+    planned = plan(copy, tmp_path, objectives=["dpo"])
+    stage, run = planned[2], planned[3]
+    assert (stage.stage, run.stage) == ("prepared", None)
+    left = [
+        copy / stage.folder / ".reward.npz.7.0123abcd.tmp",
+        copy / stage.folder / "before" / ".reference.parquet.7.0123abcd.tmp",
+        copy / "sweep" / "tasks" / f".{stage.id}.json.7.0123abcd.tmp",
+        copy / "sweep" / ".plan.json.7.0123abcd.tmp",
+        copy / "main" / ".config.json.7.0123abcd.tmp",
+    ]
+    others = copy / planned[0].folder / ".model.safetensors.7.0123abcd.tmp"
+    for path in (*left, others):
+        path.write_bytes(b"half")
+    state = Folder(copy).state(stage.id)
+    assert state is not None
+    Folder(copy).set_state(stage.id, dataclasses.replace(state, state="stopped"))
+    plan(copy, tmp_path, objectives=["dpo"])
+    Job(copy, [stage.id])()
+    assert [path for path in left if path.exists()] == []
+    assert others.exists()
 
 
 class Held(Job):

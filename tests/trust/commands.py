@@ -259,7 +259,7 @@ SCENARIOS = {
             "online",
             llm("online", "--method", "rlhf_ppo", "iterative_dpo", config="online_tiny", settings=ONLINE),
         ),
-        Scenario("sweep", sweep, ignored=r"/sweep/"),  # states and logs
+        Scenario("sweep", sweep, ignored=r"/sweep/(logs|tasks)/.*(?<!\.tmp)$"),  # seconds are in them
         Scenario("one bandit", Command("toy_bandits", ("run", "ablation")), long=False),
         Scenario("bandits", Command("toy_bandits", ("run", "determinism", "strength", "ablation"))),
         Scenario("leaderboard", Command("toy_bandits", _BOARD)),

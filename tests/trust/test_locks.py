@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.records import LockError, RecordError, atomic_folder, files, locks, sole, write_page, write_run
+from analysis.records import LockError, RecordError, atomic_folder, files, locks, sole, write_run, write_unlocked
 from llm_runs import __main__ as llm
 from llm_runs.account import Step
 from toy_bandits.__main__ import main as bandits
@@ -134,7 +134,7 @@ def test_of_a_page_alone_only_what_killed_writers_of_it_left_is_cleared_away(tmp
     for name in (".page.html.1.00000000.tmp", *kept):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    write_page(tmp_path / "page.html", b"new")
+    write_unlocked(tmp_path / "page.html", b"new")
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {*kept, "page.html"}
 
@@ -144,7 +144,7 @@ def test_a_page_waits_for_another_writer_and_takes_nothing_of_it(tmp_path: Path)
     unfinished, seen = tmp_path / ".page.html.1.00000000.tmp", []
 
     def second() -> None:
-        write_page(tmp_path / "page.html", b"second")
+        write_unlocked(tmp_path / "page.html", b"second")
         seen.append(unfinished.exists())
 
     other = threading.Thread(target=second)
@@ -167,7 +167,7 @@ def test_a_page_is_written_where_locks_do_not_work(
     monkeypatch.setattr(fcntl, "flock", missing)
     monkeypatch.setenv(locks.SWITCH, switch)
     (tmp_path / ".page.html.1.00000000.tmp").write_text("maybe another's")
-    assert write_page(tmp_path / "page.html", b"new").read_bytes() == b"new"
+    assert write_unlocked(tmp_path / "page.html", b"new").read_bytes() == b"new"
     assert (tmp_path / ".page.html.1.00000000.tmp").exists()
 
 

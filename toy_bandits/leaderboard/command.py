@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import objectives
-from analysis.records import atomic_write, write_page, write_run
+from analysis.records import atomic_write, write_run, write_unlocked
 from objectives import Strength
 from objectives.factorial import NONE
 from toy_bandits import diagnostics
@@ -220,8 +220,8 @@ def _write(
     atomic_write(out / f"{name}.md", page("").encode())
     if docs is not None:
         for stem, figure in drawn.items():
-            write_page(docs / "figures" / f"{stem}.png", figures.writer(figure, "png"))
-        write_page(docs / f"{name}.md", page("figures/").encode())
+            write_unlocked(docs / "figures" / f"{stem}.png", figures.writer(figure, "png"))
+        write_unlocked(docs / f"{name}.md", page("figures/").encode())
 
 
 def _unless(given: Sequence[str], default: Sequence[str]) -> Sequence[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import objectives
-from analysis.records import atomic_write, write_page, write_run
+from analysis.records import atomic_write, write_run, write_unlocked
 from objectives import Objective
 from toy_bandits.arguments import setting
 from toy_bandits.diagnostics import DIAGNOSTICS, get, page
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run the subcommand; 0 on success. Raises BanditError, ObjectiveError or RecordError on bad input."""
     if chosen.page is not None:
-        write_page(chosen.page, page.page().encode())
+        write_unlocked(chosen.page, page.page().encode())
         return 0
     if chosen.name is None or chosen.out is None:
         raise BanditError("profile: NAME and --out are needed")

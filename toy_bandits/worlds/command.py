@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from analysis.records import write_page
+from analysis.records import write_unlocked
 from toy_bandits.worlds import page
 from toy_bandits.worlds.registry import get, load_file, names
 from toy_bandits.worlds.world import World
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run the subcommand; 0 on success. Raises BanditError on bad input."""
     if chosen.page is not None:
-        write_page(chosen.page, page.page().encode())
+        write_unlocked(chosen.page, page.page().encode())
         return 0
     own = None if chosen.file is None else load_file(chosen.file)
     if chosen.ids:
