@@ -205,6 +205,7 @@ def test_what_killed_processes_left_half_written_goes(copy: Path, tmp_path: Path
     ]
     others = copy / planned[0].folder / ".model.safetensors.7.0123abcd.tmp"
     for path in (*left, others):
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
     state = Folder(copy).state(stage.id)
     assert state is not None
