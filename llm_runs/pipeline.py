@@ -552,7 +552,7 @@ def _keep(folder: Path, step: int, frame: pd.DataFrame, texts: pd.DataFrame) -> 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """A table that belongs to an unfinished run, whole or not at all."""
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, write_unlocked_checksum=True)
+    frame.to_parquet(buffer, index=False, write_page_checksum=True)
     atomic_write(path, buffer.getvalue())
 
 
