@@ -341,8 +341,10 @@ def _saved_dataset(folder: Path, split: str) -> Source:
     with _reading(folder):
         try:
             found = datasets.load_from_disk(str(folder))
-        except (ValueError, KeyError, TypeError) as error:
-            raise PreferenceFileError(f"{folder}: damaged or incomplete: {error}") from error
+        except OSError:
+            raise
+        except Exception as error:  # datasets raises several unrelated types on damaged descriptions
+            raise PreferenceFileError(f"{folder}: damaged or incomplete: {_short(error)}") from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise PreferenceFileError(f"{folder}: no split {split!r}; {nearest(split, found)}")

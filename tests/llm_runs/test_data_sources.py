@@ -217,9 +217,14 @@ def test_datasets_on_disk(tmp_path: Path) -> None:
     with pytest.raises(PreferenceFileError, match="no split 'tset'; nearest: 'test'"):
         records(tmp_path / "both", split="tset")
     assert sources.open_source(str(tmp_path / "one")).fingerprint
-    (tmp_path / "one" / "state.json").write_text("{}")
-    with pytest.raises(PreferenceFileError, match="damaged or incomplete"):
-        records(tmp_path / "one")
+    about = tmp_path / "one" / "dataset_info.json"
+    for path, content in (
+        (about, about.read_text().replace('"features": {', '"features": {"x": {"y": "z"}, ')),
+        (tmp_path / "one" / "state.json", "{}"),
+    ):
+        path.write_text(content)
+        with pytest.raises(PreferenceFileError, match="damaged or incomplete"):
+            records(tmp_path / "one")
 
 
 # -- the hub -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from typing import Any
 from objectives.domains import unknown_name
 from toy_bandits.errors import BanditError
 
+MOST = 2**22  # numbers in one table of a world, 32 MB: far more than any is meant to have
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -65,11 +67,13 @@ class Cells:
             raise self.error(key, f"expected true or false, got {value!r}")
         return value
 
-    def whole(self, key: str, *, at_least: int = 0) -> int:
+    def whole(self, key: str, *, at_least: int = 0, at_most: int = 2**63 - 1) -> int:
         """A whole number."""
         value = self.raw(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise self.error(key, f"expected a whole number >= {at_least}, got {value!r}")
+            raise self.error(key, f"expected a whole number >= {at_least}, got {value!r:.100}")
+        if value > at_most:
+            raise self.error(key, f"expected a whole number <= {at_most}, got {value!r:.100}")
         return value
 
     def number(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
@@ -77,10 +81,10 @@ class Cells:
         value = self.values.get(key, default)
         try:
             result = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
-        except ValueError:
+        except (ValueError, OverflowError):
             result = None
         if result is None or not low <= result <= high:
-            raise self.error(key, f"expected a number in [{low:g}, {high:g}], got {value!r}")
+            raise self.error(key, f"expected a number in [{low:g}, {high:g}], got {value!r:.100}")
         return result
 
     def one(self, key: str, *choices: str) -> tuple[str, Cells]:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from toy_bandits.errors import BanditError
-from toy_bandits.worlds.cells import Cells
+from toy_bandits.worlds.cells import MOST, Cells
 
 END = "."
 """The token that ends a response; a response as long as the tree is deep needs none."""
 
 LARGEST = 100.0
+_MOST_RESPONSES = 2048  # a table of pairs of more is larger than any that is read
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ def responses(cells: Cells) -> tuple[tuple[str, ...], ...] | None:
 def _tree(settings: Cells) -> list[tuple[str, ...]]:
     """All texts over the vocabulary a, b, ...: up to ``depth`` tokens, the one that ends a shorter text among them."""
     settings.only("vocabulary", "depth")
-    vocabulary = [chr(ord("a") + i) for i in range(settings.whole("vocabulary", at_least=1))]
-    depth = settings.whole("depth", at_least=1)
+    vocabulary = [chr(ord("a") + i) for i in range(settings.whole("vocabulary", at_least=1, at_most=_MOST_RESPONSES))]
+    depth = settings.whole("depth", at_least=1, at_most=_MOST_RESPONSES)
+    count = 0
+    for length in range(1, depth + 1):
+        count += len(vocabulary) ** length
+        if count > _MOST_RESPONSES:
+            raise settings.error("depth", f"the tree has more than {_MOST_RESPONSES} texts")
     shorter = [(*text, END) for length in range(1, depth) for text in product(vocabulary, repeat=length)]
     return [*shorter, *product(vocabulary, repeat=depth)]
 
@@ -83,7 +89,7 @@ def _tree(settings: Cells) -> list[tuple[str, ...]]:
 def _comb(settings: Cells) -> list[tuple[str, ...]]:
     """``depth`` + 1 texts: after every further b one may end; the last two are of one length."""
     settings.only("depth")
-    depth = settings.whole("depth", at_least=1)
+    depth = settings.whole("depth", at_least=1, at_most=_MOST_RESPONSES)
     return [*((*["b"] * length, END) for length in range(depth)), ("b",) * depth]
 
 
@@ -96,7 +102,7 @@ def features(cells: Cells, size: Size) -> Tensor | None:
         shapes = (size.actions, width), (size.contexts, size.actions, width)
         return numbers(cells, "features", *shapes).expand(size.contexts, size.actions, width)
     _, normal = cells.one("features", "normal")
-    dimension = normal.whole("dimension", at_least=1)
+    dimension = normal.whole("dimension", at_least=1, at_most=MOST // (size.contexts * size.actions))
     others = Cells(normal.where, {key: value for key, value in normal.values.items() if key != "dimension"})
     return _normal(others, size.contexts, size.actions, dimension)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from toy_bandits.errors import BanditError
 from toy_bandits.problem import Bandit
 from toy_bandits.worlds import draws, parts
-from toy_bandits.worlds.cells import Cells
+from toy_bandits.worlds.cells import MOST, Cells
 
 CELLS = {
     "actions": "how many, where no other cell lists them",
@@ -100,6 +100,8 @@ def build(world_id: str, about: Mapping[str, Any], cells: Cells) -> World:
     responses = parts.responses(cells)
     weights = _contexts(cells)
     size = parts.Size(len(weights), _actions(cells, responses))
+    if (numbers := size.contexts * size.actions**2) > MOST:
+        raise cells.error("actions", f"their pairs in all contexts must be at most {MOST}, not {numbers}")
     features = parts.features(cells, size)
     scores = parts.Scores(size, features, responses)
     reference = parts.reference(cells, "reference", scores)
@@ -139,7 +141,7 @@ def _contexts(cells: Cells) -> Tensor:
         if bool((weights < 0).any()) or abs(total - 1) > 1e-9:
             raise cells.error("contexts", f"probabilities must be >= 0 and sum to 1; they sum to {total:.12g}")
         return weights
-    count = cells.whole("contexts", at_least=1) if "contexts" in cells else 1
+    count = cells.whole("contexts", at_least=1, at_most=MOST) if "contexts" in cells else 1
     return torch.full((count,), 1.0 / count, dtype=torch.float64)
 
 
@@ -147,7 +149,7 @@ def _actions(cells: Cells, responses: tuple[tuple[str, ...], ...] | None) -> int
     """The number of actions, on which all cells that list them must agree."""
     listed = {"responses": len(responses)} if responses is not None else {}
     if "actions" in cells:
-        listed["actions"] = cells.whole("actions", at_least=2)
+        listed["actions"] = cells.whole("actions", at_least=2, at_most=MOST)
     for key in ("reference", "rewards"):
         value = cells.values.get(key)
         if isinstance(value, list) and value:
@@ -180,7 +182,11 @@ def _finite(cells: Cells, truth: Bandit, seen: Bandit) -> Bandit:
         if key in cells
     }
     drawn = {
-        key: {name: of.whole(name, at_least=int(name != "seed")) for name in ("count", "data_sets", "seed")}
+        key: {
+            "count": of.whole("count", at_least=1, at_most=2**53),  # shares of it are floats
+            "data_sets": of.whole("data_sets", at_least=1, at_most=MOST // truth.label_weights.numel()),
+            "seed": of.whole("seed"),
+        }
         for key, of in settings.items()
     }
     if len({of["data_sets"] for of in drawn.values()}) > 1:
