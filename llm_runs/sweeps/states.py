@@ -13,9 +13,9 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -65,6 +65,24 @@ class State:
     parts: tuple[str, ...] = ()  # of the task as it was then
 
 
+_KINDS: dict[Any, Any] = {"str": str, "str | None": str | None, "int": int, "float": int | float}
+Made = TypeVar("Made", Task, State)
+
+
+def _made(kind: type[Made], values: dict[str, Any]) -> Made:
+    """What was kept. Raises TypeError where a value is of another kind. `strict.build` would load torch for it."""
+    made = kind(**values)
+    for each in fields(made):
+        value = getattr(made, each.name)
+        if each.name == "parts":
+            right = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+        else:
+            right = isinstance(value, _KINDS[each.type])
+        if not right:
+            raise TypeError(f"{each.name} is wrong: {value!r:.40}")
+    return made
+
+
 class Folder:
     """The sweep's own files in its folder."""
 
@@ -101,7 +119,7 @@ class Folder:
             values = read_object(path)
             if values["format"] != FORMAT:
                 raise InputError(f"{path}: of format {values['format']!r:.20}, this version reads {FORMAT}")
-            tasks = {entry["id"]: Task(**entry) for entry in values["tasks"]}
+            tasks = {entry["id"]: _made(Task, entry) for entry in values["tasks"]}
             return {"name": values["name"], "locks": values["locks"], "tasks": tasks}
         except FileNotFoundError:
             raise InputError(f"{self.out} is not the folder of a sweep: {path} is missing") from None
@@ -111,7 +129,7 @@ class Folder:
     def state(self, task: str) -> State | None:
         """The state of a task; None where it was never begun. A damaged file counts as none: the task is looked at again."""
         try:
-            return State(**read_object(self.own / "tasks" / f"{task}.json"))
+            return _made(State, read_object(self.own / "tasks" / f"{task}.json"))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 

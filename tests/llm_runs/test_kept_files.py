@@ -15,7 +15,7 @@ from llm_runs.errors import InputError
 from llm_runs.experiment import kept_config
 from llm_runs.reference import FORMAT, ReferenceLogps
 from llm_runs.sweeps.queue import submitted
-from llm_runs.sweeps.states import Folder
+from llm_runs.sweeps.states import Folder, State, Task
 
 DAMAGED = [
     (b"[" * 5000, "nested too deeply"),
@@ -63,6 +63,24 @@ def test_what_can_be_done_again_counts_as_not_done(content: bytes, words: str, t
     assert folder.state("run") is None
     assert submitted(folder) == {}
     assert not checkpoints.is_whole(tmp_path)
+
+
+def test_values_of_another_kind_in_a_plan_or_a_state(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    task = {"id": "a", "title": "", "folder": "a", "key": "k"}
+    folder.set_state("a", State("done", "k", parts=("noisy",)))
+    path = folder.own / "tasks" / "a.json"
+    right = json.loads(path.read_text())
+    for change in ({"parts": [["noisy"]]}, {"pid": "7"}, {"state": None}, {"other": 1}):
+        path.write_text(json.dumps(right | change))
+        assert folder.state("a") is None
+        assert not folder.done(Task(**task))
+    for change in ({"parts": [["noisy"]]}, {"folder": 7}, {"id": []}, {"other": 1}):
+        (folder.own / "plan.json").write_text(
+            json.dumps({"format": 1, "name": "grid", "locks": True, "tasks": [task | change]})
+        )
+        with pytest.raises(InputError, match=r"plan\.json: damaged"):
+            folder.plan()
 
 
 @pytest.mark.parametrize(("content", "words"), DAMAGED)
