@@ -66,6 +66,7 @@ def test_numbers_may_be_written_as_yaml_reads_texts(tmp_path: Path) -> None:
         ({"reference": {"tokens": {"seed": 0}}}, r"reference: tokens: needs the world's responses"),
         ({"reference": None}, r"reference is missing"),
         ({"summary": None}, r"summary is missing"),
+        ({"rewards": [1.0, 0.5, 10**400]}, r"rewards: not a table of numbers: \[1\.0, 0\.5, 1000"),
         ({"rewards": [1.0, 0.5, float("nan")]}, r"rewards: holds NaN or infinity"),
         ({"preferences": [[0.5, 0.7, 0.9], [0.2, 0.5, 0.8], [0.1, 0.2, 0.5]]}, r"preferences: p\(a > b\) \+ p\(b > a\) must be 1"),
         ({"preferences": {"order": {"probability": 1.2}}}, r"order: probability: expected a number in \[0, 1\], got 1\.2"),

@@ -37,8 +37,8 @@ def numbers(cells: Cells, key: str, *shapes: tuple[int, ...]) -> Tensor:
     value = cells.raw(key)
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise cells.error(key, f"not a table of numbers: {value!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise cells.error(key, f"not a table of numbers: {value!r:.200}") from error
     if array.shape not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
         raise cells.error(key, f"expected numbers of shape {expected}, got {array.shape}")
