@@ -1,7 +1,7 @@
 """Preference files of any size: memory and speed of preparing them, of reading pairs at random, and of training on them.
 
     python -m benchmarks data --out results/                                  10,000, 100,000 and a million pairs
-    python -m benchmarks data --out results/ --pairs 10000000                 ten million: 9 GB of disk, an hour of a core
+    python -m benchmarks data --out results/ --pairs 10000000                 ten million: 9 GB of disk, two hours of a core
     python -m benchmarks data --out results/ --pairs 1000000 --format parquet
 
 Made-up pairs of texts (about 39 tokens of prompt, 2 x 47 of completions) are written to a file, streamed; then, each in a process
