@@ -45,7 +45,14 @@ _COMPRESSED: dict[bytes, tuple[str, _Opener]] = {
     b"\xfd7zXZ": ("xz", lzma.LZMAFile),
     b"\x28\xb5\x2f\xfd": ("zstd", _open_zstd),
 }
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+_DAMAGED = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    pa.ArrowException,
+    UnicodeDecodeError,
+)  # the last by names of columns
 _KINDS = {
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",

@@ -143,6 +143,7 @@ def test_a_bad_line_is_a_problem_of_that_record(tmp_path: Path, line: bytes, wor
         ("a.jsonl.gz", jsonl(), "its name says compressed, its content is not"),
         ("a.jsonl.xz", lzma.compress(jsonl())[:-40], "damaged or incomplete"),
         ("a.parquet", parquet()[:-20], "damaged or incomplete"),
+        ("a.parquet", parquet().replace(b"prompt", b"pr\xe3mpt"), "damaged or incomplete"),
         ("a.parquet", jsonl(), "not a Parquet file"),
         ("a.parquet.gz", gzip.compress(parquet()), "Parquet inside gzip; unpack it first"),
         ("a.json", b'[{"a": 1},\n{"a" 2}]', "line 2: not valid JSON"),
