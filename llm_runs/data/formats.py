@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_runs.data import conversations
 from llm_runs.data.conversations import Text, assistant, user
-from llm_runs.data.problems import PreferenceFileError, Problem, nearest
+from llm_runs.data.problems import PreferenceFileError, Problem, nearest, not_text
 
 # Names under which data sets give the scores of the two answers.
 _SCORES = {
@@ -118,6 +118,8 @@ class Fields:
     def id(self) -> str:
         """The record's own name, or what it is called without one."""
         value = next((self.values[key] for key in ("id", "prompt_id") if self.values.get(key) is not None), "")
+        if problem := not_text(str(value)):
+            raise Problem(problem.kind, f"its name {problem}")
         return str(value) or self.name
 
 

@@ -20,6 +20,15 @@ class Problem(Exception):
         self.kind = kind
 
 
+def not_text(text: str) -> Problem | None:
+    """The problem of a text that no file can hold: JSON may spell half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Problem("not text", f"holds {text[error.start]!r}, which is no character")
+    return None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Words for an error message: the known names nearest to `name`, or all of them where none is near."""
     names = list(known)

@@ -14,7 +14,7 @@ from llm_runs.config import ReadingConfig
 from llm_runs.data import conversations
 from llm_runs.data.conversations import Messages, Text, assistant, user
 from llm_runs.data.formats import Comparison, Scored, Unpaired
-from llm_runs.data.problems import Problem
+from llm_runs.data.problems import Problem, not_text
 from llm_runs.examples import TokenPair, TokenSample
 
 SAME_WHEN_CUT = "identical after truncation"
@@ -222,12 +222,7 @@ class Renderer:
 
     def _tokens(self, texts: Sequence[str], special: bool = False) -> list[_Tokens]:
         """Token ids of each text; where it holds what is no character, the problem."""
-        problems: dict[int, Problem] = {}
-        for place, text in enumerate(texts):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
-                problems[place] = Problem("not text", f"holds {text[error.start]!r}, which is no character")
+        problems = {place: problem for place, text in enumerate(texts) if (problem := not_text(text))}
         found = _tokenized(self.tokenizer, ["" if at in problems else text for at, text in enumerate(texts)], special)
         if self.round_trip != "ignore":
             self._check_round_trips(texts, found, problems)

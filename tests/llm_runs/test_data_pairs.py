@@ -169,6 +169,7 @@ def test_conversations(
         (GOOD | {"chosen": 3}, "'chosen' must be text or a list of messages like 'rejected'"),
         (GOOD | {"chosen": [assistant("b")]}, "'chosen' must be text or a list of messages like 'rejected'"),
         (GOOD | {"chosen": "half \ud83d of a character"}, "is no character"),
+        (GOOD | {"id": "p\ud83d"}, "its name holds .* is no character"),
         (GOOD | {"probability": 1.5}, r"'probability' must lie in \[0, 1\]"),
         (GOOD | {"chosen_reward": "high"}, "'chosen_reward' must be a number"),
         ({"prompt": [user("a")], "chosen": [], "rejected": [assistant("c")]}, "'chosen' is empty"),
