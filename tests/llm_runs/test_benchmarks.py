@@ -208,3 +208,11 @@ def test_missing_things_are_named(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="no folder"):
         benchmarks.run(*tiny, ["x"], include=tmp_path / "none")
     assert benchmarks.run(*tiny, []).empty
+
+
+def test_a_task_that_names_no_files_does_not_read_all_there_are(tmp_path: Path) -> None:
+    (tmp_path / "films.yaml").write_text("task: films\ndataset_path: json\ntest_split: test\n")
+    with pytest.raises(
+        benchmarks.BenchmarkError, match=r"films\.yaml: reads files, but has no dataset_kwargs.data_files"
+    ):
+        benchmarks.check(["films"], tmp_path)
