@@ -356,6 +356,10 @@ def _saved_dataset(folder: Path, split: str) -> Source:
         if split not in found:
             raise PreferenceFileError(f"{folder}: no split {split!r}; {nearest(split, found)}")
         found = found[split]
+    with _reading(folder):  # mapped tables whose offsets lead out of the file would end the process
+        for table in (found.data, found._indices):
+            for batch in () if table is None else table.table.to_batches(max_chunksize=1000):
+                batch.validate(full=True)
     return _dataset(f"{folder} ({split})", "datasets on disk", found)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -284,3 +285,16 @@ def test_other_answers_of_the_hub(hub: Callable[..., list[Any]], monkeypatch: py
 def test_what_is_not_there_is_not_looked_for_on_the_hub(name: str) -> None:
     with pytest.raises(PreferenceFileError, match=f"{name}: cannot be read"):
         records(name)
+
+
+def test_a_saved_data_set_whose_offsets_lead_out_of_its_file(tmp_path: Path) -> None:
+    """Read without a look at them, these end the process."""
+    lengths = np.cumsum([0, *(len(str(row["prompt"]).encode()) for row in ROWS)]).astype("<i4")
+    datasets.Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS]).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    content, offsets = file.read_bytes(), lengths.tobytes()
+    assert content.count(offsets) == 1
+    lengths[1:] = 2**30 + np.arange(len(ROWS))
+    file.write_bytes(content.replace(offsets, lengths.tobytes()))
+    with pytest.raises(PreferenceFileError, match="saved: damaged or incomplete"):
+        records(tmp_path / "saved")
