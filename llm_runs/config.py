@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -475,12 +476,11 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def find(path: str | Path, kind: str = CONFIGS) -> Path:
     """The file of a configuration (or of other settings): a path, or the name of a shipped one."""
-    if Path(path).is_file():
-        return Path(path)
     shipped_file = Path(str(resources.files("llm_runs") / kind / f"{path}.yaml"))
-    if shipped_file.is_file():
-        return shipped_file
-    raise ConfigError(f"no configuration file {str(path)!r}; give a path or one of: {', '.join(shipped(kind))}")
+    for file in (Path(path), shipped_file):
+        if os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+            return file
+    raise ConfigError(f"no configuration file {str(path)[:200]!r}; give a path or one of: {', '.join(shipped(kind))}")
 
 
 def _apply(values: dict[str, Any], override: str | tuple[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -87,7 +88,8 @@ class SweepConfig(Checked):
         source = find(path, SHIPPED)
         values = read_yaml(source)
         values.setdefault("name", source.stem)
-        if (beside := source.parent / str(values.get("config"))).is_file():
+        beside = source.parent / str(values.get("config"))
+        if os.path.isfile(beside):  # noqa: PTH113 - Path.is_file raises for a name that is too long
             values["config"] = str(beside)
         try:
             sweep: Self = build(cls, values, "")

@@ -299,6 +299,7 @@ def test_what_a_job_is_when_it_is_told_to_go() -> None:
         ({"strengths": []}, "the grid is empty: strengths is an empty list"),
         ({"seeds": []}, "the grid is empty: seeds is an empty list"),
         ({"data": {}}, "the grid is empty: data has no settings"),
+        ({"config": "x" * 5000}, "no configuration file 'xxx"),
         ({"seeds": [3, 3]}, "two runs of the same identity: seeds names 3 twice"),
         (
             {"objectives": ["dpo", {"objective": "dpo", "strengths": [0.1]}]},
