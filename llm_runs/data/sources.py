@@ -45,14 +45,8 @@ _COMPRESSED: dict[bytes, tuple[str, _Opener]] = {
     b"\xfd7zXZ": ("xz", lzma.LZMAFile),
     b"\x28\xb5\x2f\xfd": ("zstd", _open_zstd),
 }
-_DAMAGED = (
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    pa.ArrowException,
-    UnicodeDecodeError,
-)  # the last by names of columns
+# UnicodeDecodeError: names of a Parquet file's columns.
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError)
 _KINDS = {
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",
