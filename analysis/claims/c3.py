@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.claims.measuring import ablation, bandit_ablation, contrast, level, log_ratio, over, rewards_note
+from analysis.claims.measuring import ablation, bandit_ablation, contrast, level, log_ratio, over, reward, rewards_note
 from analysis.claims.model import Claim, Domain, Judgement, above, below, exact
 from analysis.evidence import FULL, METHODS, NEAR_DETERMINISTIC, Evidence, comparable
 from analysis.matching import difference_at_equal_reward
@@ -85,6 +85,7 @@ def language_model(evidence: Evidence) -> Judgement:
         )
     else:
         notes += _narrowing(evidence, partial)
+    notes += _by_strength(evidence, partial)
     why = ablation(evidence, NEAR_DETERMINISTIC, log_ratio, "log-likelihood of a reference sample", support=partial)
     return Judgement(parts, [*notes, *over(parts)], why)
 
@@ -102,6 +103,20 @@ def _narrowing(evidence: Evidence, partial: str) -> list[str]:
             change = contrast(log_ratio, [narrow[label] for label in shared], [wide[label] for label in shared])
             notes.append(f"{method}: change under {partial} less full support {change} nats")
     return notes
+
+
+def _by_strength(evidence: Evidence, support: str) -> list[str]:
+    """What each strength of a method costs, where several were run: a method that hardly moves keeps everything."""
+    lines = []
+    for method in METHODS:
+        tried = evidence.method(method, NEAR_DETERMINISTIC, support)
+        if len(tried) > 1:
+            costs = (
+                f"{level(log_ratio, [one])} nats at reward {level(reward, [one]).estimate:.2f} with {one.symbol} = {one.strength:g}"
+                for one in tried
+            )
+            lines.append(f"{method}: change {'; '.join(costs)}")
+    return lines
 
 
 CLAIM = Claim(

@@ -84,19 +84,64 @@ def with_and_without(
 ) -> tuple[list[Setting], list[Setting]]:
     """Settings of a pair loss with the forward-KL term and the same without it, strength by strength; empty lists where there are none.
 
-    Of several forms of the term (weights, sampled or full-token) the one run with the most seeds and strengths is taken.
+    Of several forms of the term (weights, sampled or full-token) the one run with the most seeds and strengths is taken; among those
+    the one whose weight is nearest to the pair loss's strength, as MaxPO weighs its own KL by beta; then the full-token form.
     """
+    regularised = with_term(evidence, method, labels, support)
     try:
         bare = evidence.language_model(method, labels, support)
-        regularised = evidence.language_model(f"{method}+{FORWARD_KL}", labels, support)
     except MissingEvidence:
+        bare = []
+    if not (bare and regularised):
         return [], []
     forms: dict[str, dict[float, Setting]] = {}
     for one in regularised:
         forms.setdefault(one.variant, {})[one.strength] = one
-    best = max(forms.values(), key=lambda found: (max(len(one.seeds) for one in found.values()), len(found)))
-    pairs = [(best[one.strength], one) for one in bare if one.strength in best]
+    best = max(
+        forms.values(),
+        key=lambda found: (
+            max(len(one.seeds) for one in found.values()),
+            len(found),
+            -_unlike_maxpo(found.values()),
+            all(full_token(one) for one in found.values()),
+        ),
+    )
+    pairs = [(best[one.strength], one) for one in bare if one.strength in best and _without(best[one.strength], one)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def with_term(evidence: Evidence, method: str, labels: str, support: str = FULL) -> list[Setting]:
+    """Settings of a pair loss with the forward-KL term, in all its forms; none where there are none."""
+    try:
+        return evidence.language_model(f"{method}+{FORWARD_KL}", labels, support)
+    except MissingEvidence:
+        return []
+
+
+def weight_of(setting: Setting) -> float:
+    """The weight of the forward-KL term; NaN where there is none."""
+    return float(setting.hyperparameters.get(f"{FORWARD_KL}.weight", np.nan))
+
+
+def full_token(setting: Setting) -> bool:
+    """Whether the forward-KL term is in its full-token form."""
+    return setting.hyperparameters.get(f"{FORWARD_KL}.tokens") == "full"
+
+
+def _without(regularised: Setting, bare: Setting) -> bool:
+    """Whether nothing but the term tells the two apart, such as how IPO sums over tokens."""
+    own = {
+        key.removeprefix(f"{bare.objective}."): value
+        for key, value in regularised.hyperparameters.items()
+        if not key.startswith(f"{FORWARD_KL}.")
+    }
+    return own == bare.hyperparameters
+
+
+def _unlike_maxpo(settings: Iterable[Setting]) -> float:
+    """How far, in factors, the term's weight is from the strength; infinite where one is not known."""
+    found = [abs(np.log(weight_of(one) / one.strength)) for one in settings]
+    return float(np.nan_to_num(np.mean(found), nan=np.inf))
 
 
 def ablation(

@@ -167,6 +167,34 @@ def test_c8_on_a_language_model_compares_with_and_without_the_term(tmp_path: Pat
     assert found.parts[0].value.low < 11.5 < found.parts[0].value.high
 
 
+def test_the_term_is_compared_with_the_same_pair_loss_and_with_the_weight_nearest_to_its_strength(
+    tmp_path: Path,
+) -> None:
+    levels = synthetic.PREDICTED["ipo"]
+
+    def write(name: str, method: str, log_ratio: float, **hyperparameters: object) -> None:
+        truth = synthetic.Truth(
+            {method: dataclasses.replace(levels, log_ratio=log_ratio)},
+            prompts=64,
+            labels=("near_deterministic",),
+            strengths=(0.1,),
+            hyperparameters=hyperparameters,
+        )
+        synthetic.write_language_model(tmp_path / name, truth)
+
+    write("sum", "ipo", -4.0, aggregation="sum")
+    write("mean", "ipo", -30.0, aggregation="mean")  # another loss: nothing of the term
+    for weight, log_ratio in ((0.01, -3.5), (0.1, -3.0), (0.3, -1.0)):
+        term = {"aggregation": "sum", "forward_kl.weight": weight, "forward_kl.tokens": "full"}
+        write(f"full-{weight}", "ipo+forward_kl", log_ratio, **term)
+    sampled = {"aggregation": "sum", "forward_kl.weight": 0.1, "forward_kl.tokens": "sampled"}
+    write("sampled", "ipo+forward_kl", -20.0, **sampled)
+    found = judged(tmp_path, "C8", Domain.LANGUAGE_MODEL)
+    assert [part.value.estimate for part in found.parts] == [pytest.approx(1.0, abs=0.3)]
+    by_weight = [note for note in found.notes if ", weight " in note]
+    assert [note.split("weight ")[1].split(":")[0] for note in by_weight] == ["0.01", "0.1", "0.3"]
+
+
 def test_nothing_recorded_is_not_enough_evidence_with_the_command(tmp_path: Path) -> None:
     for claim in CLAIMS:
         for found in claim.findings(Evidence.load(tmp_path)):
