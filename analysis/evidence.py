@@ -28,7 +28,10 @@ NOISY = "noisy"
 FULL = "full"  # support of the pairs: all that the reference samples
 METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
 
-STRENGTHS = ("beta", "tau")  # hyper-parameters that are a regularisation strength
+STRENGTHS = (
+    "beta",
+    "tau",
+)  # hyper-parameters that are a regularisation strength; of a sum of losses the last term's weight is
 
 SOLVED = ("converged", "diverges", "not_unique", "path")  # statuses that say something; "path": steps of training
 
@@ -74,7 +77,7 @@ class Setting:
 
     objective: str  # registry name, e.g. "dpo" or "dpo+forward_kl"
     label: str  # with hyper-parameters, e.g. "dpo(beta=0.1)"
-    strength: float  # beta, or tau for ipo
+    strength: float  # beta, tau for ipo, or the weight of the term that is added to a pair loss
     hyperparameters: dict[str, Any]
     labels: str  # "near_deterministic" or "noisy"
     runs: tuple[Run, ...]
@@ -87,15 +90,15 @@ class Setting:
     @property
     def variant(self) -> str:
         """The objective with every hyper-parameter but the strength."""
-        others = [
-            f"{key}={value}" for key, value in self.hyperparameters.items() if key.rpartition(".")[2] not in STRENGTHS
-        ]
+        strength = strength_key(self.hyperparameters)
+        others = [f"{key}={value}" for key, value in self.hyperparameters.items() if key != strength]
         return f"{self.objective}({', '.join(sorted(others))})"
 
     @property
     def symbol(self) -> str:
-        """The strength's letter."""
-        return "τ" if self.objective.startswith("ipo") else "β"
+        """The strength's letter, or name."""
+        key = (strength_key(self.hyperparameters) or "beta").rpartition(".")[2]
+        return {"beta": "β", "tau": "τ"}.get(key, key)
 
     @functools.cached_property
     def seeds(self) -> tuple[str, ...]:
@@ -426,12 +429,21 @@ def _shared(config: Mapping[str, Any], key: str) -> Any:
     return {name: one for name, one in value.items() if name not in _OF_SETTINGS.get(key, ())}
 
 
-def strength_of(hyperparameters: dict[str, Any]) -> float:
-    """The regularisation strength among an objective's hyper-parameters: beta, or tau for ipo; NaN where neither is."""
-    for key, value in hyperparameters.items():  # compositions carry "dpo.beta", the pair loss first
-        if key.rpartition(".")[2] in STRENGTHS:
-            return float(value)
-    return float("nan")
+def strength_key(hyperparameters: Mapping[str, Any]) -> str | None:
+    """Which hyper-parameter is the strength of regularisation: what `Objective.with_strength` sets.
+
+    Of a pair loss it is beta or tau. Of a sum, whose hyper-parameters are "dpo.beta", "forward_kl.weight" and so on, it is the last weight.
+    """
+    weights = [key for key in hyperparameters if key.endswith(".weight")]
+    return (
+        weights[-1] if weights else next((key for key in hyperparameters if key.rpartition(".")[2] in STRENGTHS), None)
+    )
+
+
+def strength_of(hyperparameters: Mapping[str, Any]) -> float:
+    """The value of the strength of regularisation (`strength_key`); NaN where there is none."""
+    key = strength_key(hyperparameters)
+    return float("nan") if key is None else float(hyperparameters[key])
 
 
 def seeded(found: Mapping[str, Sequence[Setting]]) -> dict[str, list[Setting]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.evidence import METHODS, NEAR_DETERMINISTIC, NOISY, Evidence, MissingEvidence, Setting, comparable
+from analysis.evidence import METHODS, Evidence, MissingEvidence, Setting, comparable
 from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
@@ -16,9 +17,9 @@ CLAIMS = ("C1", "C4")
 CAPTION = (
     "Likelihood of the answers of labelled pairs while training, against the reference, on the language model: "
     "held-out pairs (filled, 95 % intervals) and training pairs (open markers, dotted). A margin can grow while the "
-    "chosen answers themselves become less likely. Right: share of a step's pairs on the flat part of their loss (a sigmoid's "
-    "argument beyond 5 on either side, a logistic's beyond 5), so that they hardly move the policy; the square has none. Rows: kind of "
-    "labels. Of each method the strength is shown whose reward is nearest to what all methods reach (without rewards, the largest)."
+    "chosen answers themselves become less likely. Right, where there are any: share of a step's pairs on the flat part of their loss "
+    "(a sigmoid's argument beyond 5 on either side, a logistic's beyond 5), so that they hardly move the policy; the square has "
+    "none. Rows: kind of labels. Of each method the strength is shown whose reward is nearest to what all methods reach (without rewards, the largest)."
 )
 _TRAINING: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "fillstyle": "none"}
 COLUMNS = (
@@ -29,23 +30,25 @@ COLUMNS = (
 
 def draw(evidence: Evidence) -> Drawing:
     """Three panels in a row for each kind of labels: chosen, rejected, saturation."""
-    present = {setting.labels for setting in evidence.settings}  # "given", where the pairs are one's own
-    kinds = [NEAR_DETERMINISTIC, NOISY, *sorted(present - {NEAR_DETERMINISTIC, NOISY})]
-    groups = [(labels, found) for labels in kinds if (found := _settings(evidence, labels))]
+    groups = [(labels, found) for labels in selection.label_kinds(evidence) if (found := _settings(evidence, labels))]
+    used = [setting for _, settings in groups for setting in settings]
     if not groups:
         evidence.language_model()  # says which records are missing
-    figure, axes = style.panels(style.DOUBLE, 0.5 + 1.75 * len(groups), len(groups), 3, sharex=True)
+    saturating = any((_saturated(setting)["value"] > 0).any() for setting in used)
+    columns = 3 if saturating else 2
+    figure, axes = style.panels(style.DOUBLE, 0.5 + 1.75 * len(groups), len(groups), columns, sharex=True)
     for row, (labels, settings) in enumerate(groups):
-        panels = axes[3 * row : 3 * row + 3]
+        panels = axes[columns * row : columns * (row + 1)]
         for axis, (metric, name) in zip(panels, COLUMNS, strict=False):
             for setting in settings:
                 _likelihood(axis, setting, metric)
             axis.axhline(0, color=style.GREY, linewidth=0.6)
             axis.set_ylabel(f"$\\log\\pi-\\log\\pi_{{\\mathrm{{ref}}}}$ of {name}\n[nats per completion]")
-        for setting in settings:
-            _saturation(panels[2], setting)
-        panels[2].set_ylim(-0.04, 1.04)
-        panels[2].set_ylabel("share of saturated pairs")
+        for axis in panels[2:]:
+            for setting in settings:
+                _saturation(axis, setting)
+            axis.set_ylim(-0.04, 1.04)
+            axis.set_ylabel("share of saturated pairs")
         for axis in panels:
             axis.set_title(f"{labels.replace('_', '-')} labels")
             if row == len(groups) - 1:
@@ -54,8 +57,8 @@ def draw(evidence: Evidence) -> Drawing:
     handles["training pairs"] = Line2D([], [], color=style.GREY, label="training pairs", **_TRAINING, marker="o")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     style.letter(axes)
-    used = [setting for _, settings in groups for setting in settings]
-    return Drawing(figure, [run for setting in used for run in setting.runs], selection.remark(used))
+    remark = selection.remark(used) + ("" if saturating else " No pair is saturated at any step, so that is not drawn.")
+    return Drawing(figure, [run for setting in used for run in setting.runs], remark)
 
 
 def _settings(evidence: Evidence, labels: str) -> list[Setting]:
@@ -94,8 +97,12 @@ def _likelihood(axis: Axes, setting: Setting, metric: str) -> None:
     )
 
 
+def _saturated(setting: Setting) -> pd.DataFrame:
+    return setting.metrics[setting.metrics["name"] == "saturated_share"]
+
+
 def _saturation(axis: Axes, setting: Setting) -> None:
-    rows = setting.metrics[setting.metrics["name"] == "saturated_share"]
+    rows = _saturated(setting)
     if len(rows):
         look = style.look(setting.objective)
         axis.plot(rows["step"], rows["value"], color=look.colour, linestyle=look.line)

@@ -36,8 +36,8 @@ def draw(evidence: Evidence) -> Drawing:
         for setting in settings:
             _row(axis, setting, rows.index(selection.variant(setting)), supports)
         axis.axvline(0, color=style.BLACK, linewidth=0.8)
-        axis.set_title(selection.labels_title(settings))
-        axis.set_xlabel("$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of a reference sample\n[nats per completion]")
+        axis.set_title(selection.labels_title(settings).replace(" labels", "\nlabels"))
+        axis.set_xlabel("$\\log\\pi-\\log\\pi_{\\mathrm{ref}}$ of a reference\nsample [nats per completion]")
     by_label = selection.names(every, strength=False)
     by_variant = {selection.variant(setting): by_label[setting.label] for setting in every}
     axes[0].set_yticks(range(len(rows)), [by_variant[row] for row in rows])

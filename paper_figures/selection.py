@@ -14,11 +14,11 @@ from analysis.evidence import (
     METHODS,
     NEAR_DETERMINISTIC,
     NOISY,
-    STRENGTHS,
     Evidence,
     MissingEvidence,
     Setting,
     comparable,
+    strength_key,
 )
 from analysis.statistics import Interval
 from paper_figures import style
@@ -80,11 +80,19 @@ def names(settings: Iterable[Setting], *, strength: bool = True) -> dict[str, st
         differing = [key for key in keys if len({one.get(key) for one in options.values()}) > 1]
         for setting in group:
             given = options[setting.label]
-            others = "".join(f", {key.rpartition('.')[2]} {given[key]}" for key in differing if key in given)
+            others = "".join(f", {_said(key.rpartition('.')[2], given[key])}" for key in differing if key in given)
             known = strength and np.isfinite(setting.strength)
             shown = f", {setting.symbol} = {setting.strength:g}" if known else ""
             found[setting.label] = f"{style.look(setting.objective).label}{shown}{others}"
     return found
+
+
+def _said(option: str, value: str) -> str:
+    """An option in few words: rows of figures are named by it."""
+    words = option.replace("_", " ")
+    if value == "True":
+        return words
+    return {"tokens": f"{value}-token", "temperature": f"T {value}"}.get(option, f"{words} {value}")
 
 
 def variant(setting: Setting) -> str:
@@ -99,8 +107,9 @@ def _options(label: str) -> dict[str, str]:
     for part, arguments in re.findall(r"(\w+)\(([^)]*)\)", label):
         for argument in re.split(r", (?=\w+=)", arguments):
             key, _, value = argument.partition("=")
-            if key and key not in STRENGTHS:
+            if key:
                 found[f"{part}.{key}"] = value.strip("'\"").replace("_", " ")
+    found.pop(strength_key(found) or "", None)
     return found
 
 

@@ -1,15 +1,17 @@
-"""Does the strength act? KL and its response to the strength (bandit, exact; claim C2)."""
+"""Does the strength act? KL and its response to the strength (bandit, exact; language model, measured; claim C2)."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from analysis.evidence import METHODS, Evidence
-from paper_figures import style
+from analysis.evidence import METHODS, NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
+from paper_figures import selection, style
 from paper_figures.drawing import Drawing
 
 CLAIMS = ("C2",)
@@ -18,7 +20,8 @@ CAPTION = (
     "lines) and for noisy ones (thin lines): (a) KL from the policy to the reference against the "
     "regularisation strength (β, or τ for IPO); (b) its response, the fall of KL per factor e of strength. At "
     "p = 1 DPO has no finite minimiser at any strength, so its strength has no effect: its response is 0 "
-    "throughout."
+    "throughout. (c), where the records have several strengths: the same on the language model, near-deterministic labels, after a fixed "
+    "number of steps, with 95 % intervals."
 )
 KL = "kl_policy_reference"
 
@@ -29,7 +32,8 @@ def draw(evidence: Evidence) -> Drawing:
     frame = run.table("results")
     noisy = frame.loc[frame["probability"] < 1, "probability"]
     shown = [1.0, *([noisy.max()] if len(noisy) else [])]
-    figure, (left, right) = style.panels(style.DOUBLE, 2.6, 1, 2)
+    measured = _measured(evidence)
+    figure, (left, right, *rest) = style.panels(style.DOUBLE, 2.6, 1, 3 if measured else 2)
     for method in METHODS:
         look = style.look(method)
         for p in shown:
@@ -51,7 +55,14 @@ def draw(evidence: Evidence) -> Drawing:
                 right.plot(*response(finite), **options)
             elif strong:
                 _no_minimiser(left, right, rows, look)
-    for axis in (left, right):
+    for axis in rest:
+        for settings in measured.values():
+            _language_model(axis, settings)
+        axis.set(yscale="log", title="KL, language model", ylabel="KL(policy ‖ reference)\n[nats per completion]")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (left, right, *rest):
         axis.set_xscale("log")
         axis.set_xlabel("strength β (τ for IPO)")
     left.set_ylabel("KL(policy ‖ reference)  [nats]")
@@ -60,8 +71,34 @@ def draw(evidence: Evidence) -> Drawing:
     right.set_title("effective strength")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    style.letter((left, right))
-    return Drawing(figure, [run])
+    style.letter((left, right, *rest))
+    used = [setting for settings in measured.values() for setting in settings]
+    return Drawing(
+        figure, [run, *(run for one in used for run in one.runs)], f"(c): {selection.rests_on(used)}" if used else ""
+    )
+
+
+def _measured(evidence: Evidence) -> dict[str, list[Setting]]:
+    """The settings of each method on the language model; none where no method has two strengths."""
+    found = {}
+    for method in METHODS:
+        with suppress(MissingEvidence):
+            found[method] = evidence.method(method, NEAR_DETERMINISTIC)
+    return found if any(len(settings) > 1 for settings in found.values()) else {}
+
+
+def _language_model(axis: Axes, settings: list[Setting]) -> None:
+    look = style.look(settings[0].objective)
+    values = [selection.measured(one, "held_out_prompts", KL) for one in settings]
+    axis.errorbar(
+        [one.strength for one in settings],
+        [value.estimate for value in values],
+        yerr=style.error_lengths(values),
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.line,
+        elinewidth=0.7,
+    )
 
 
 def response(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

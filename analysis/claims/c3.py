@@ -137,7 +137,7 @@ CLAIM = Claim(
         "others' at the end and where both have the same reward; paired by seed and sample, 95 %. With pairs of a part of the support "
         "where such runs exist.",
     },
-    figures=("partial_support", "off_support"),
+    figures=("partial_support", "off_support", "kept"),
     bandit=bandit,
     language_model=language_model,
 )

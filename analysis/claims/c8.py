@@ -12,6 +12,7 @@ from analysis.claims.measuring import (
     kl,
     log_ratio,
     over,
+    own_parameters,
     reward,
     weight_of,
     with_and_without,
@@ -98,12 +99,11 @@ def language_model(evidence: Evidence) -> Judgement:
 def _by_weight(evidence: Evidence, method: str, bare: list[Setting]) -> list[str]:
     """What each weight of the full-token term gives and takes, where more than one was run at a strength that was also run without it."""
     lines = []
-    alone = {one.strength: one for one in bare}
     for one in sorted(with_term(evidence, method, NEAR_DETERMINISTIC), key=weight_of):
-        if one.strength in alone and full_token(one):
-            kept, gained = (contrast(read, [one], [alone[one.strength]]) for read in (log_ratio, reward))
+        for alone in (alone for alone in bare if full_token(one) and own_parameters(one) == alone.hyperparameters):
+            kept, gained = (contrast(read, [one], [alone]) for read in (log_ratio, reward))
             lines.append(
-                f"{method}({one.strength:g}), weight {weight_of(one):g}: log-likelihood {kept} nats, reward {gained}, with less without"
+                f"{alone.label}, weight {weight_of(one):g}: log-likelihood {kept} nats, reward {gained}, with less without"
             )
     return lines if len(lines) > 1 else []
 
@@ -123,7 +123,7 @@ CLAIM = Claim(
         Domain.LANGUAGE_MODEL: "change of their log-likelihood with the term less without it, at the same strength, above 0; "
         "of several weights the one nearest to the strength; paired by seed and sample, 95 %.",
     },
-    figures=("ablation", "factorial_table", "off_support"),
+    figures=("ablation", "factorial_table", "off_support", "kept"),
     bandit=bandit,
     language_model=language_model,
 )

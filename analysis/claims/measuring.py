@@ -94,20 +94,22 @@ def with_and_without(
         bare = []
     if not (bare and regularised):
         return [], []
-    forms: dict[str, dict[float, Setting]] = {}
+    forms: dict[str, list[tuple[Setting, Setting]]] = {}
     for one in regularised:
-        forms.setdefault(one.variant, {})[one.strength] = one
+        for alone in (alone for alone in bare if own_parameters(one) == alone.hyperparameters):
+            forms.setdefault(_term(one), []).append((one, alone))
+    if not forms:
+        return [], []
     best = max(
         forms.values(),
         key=lambda found: (
-            max(len(one.seeds) for one in found.values()),
+            max(len(one.seeds) for one, _ in found),
             len(found),
-            -_unlike_maxpo(found.values()),
-            all(full_token(one) for one in found.values()),
+            -float(np.mean([_unlike_maxpo(one, alone) for one, alone in found])),
+            all(full_token(one) for one, _ in found),
         ),
     )
-    pairs = [(best[one.strength], one) for one in bare if one.strength in best and _without(best[one.strength], one)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return [one for one, _ in best], [alone for _, alone in best]
 
 
 def with_term(evidence: Evidence, method: str, labels: str, support: str = FULL) -> list[Setting]:
@@ -128,20 +130,23 @@ def full_token(setting: Setting) -> bool:
     return setting.hyperparameters.get(f"{FORWARD_KL}.tokens") == "full"
 
 
-def _without(regularised: Setting, bare: Setting) -> bool:
-    """Whether nothing but the term tells the two apart, such as how IPO sums over tokens."""
-    own = {
-        key.removeprefix(f"{bare.objective}."): value
+def own_parameters(regularised: Setting) -> dict[str, object]:
+    """The hyper-parameters of the pair loss alone, as they are without the term: also how IPO sums over tokens."""
+    return {
+        key.removeprefix(f"{regularised.objective.removesuffix(f'+{FORWARD_KL}')}."): value
         for key, value in regularised.hyperparameters.items()
         if not key.startswith(f"{FORWARD_KL}.")
     }
-    return own == bare.hyperparameters
 
 
-def _unlike_maxpo(settings: Iterable[Setting]) -> float:
-    """How far, in factors, the term's weight is from the strength; infinite where one is not known."""
-    found = [abs(np.log(weight_of(one) / one.strength)) for one in settings]
-    return float(np.nan_to_num(np.mean(found), nan=np.inf))
+def _term(regularised: Setting) -> str:
+    """The form of the term: its weight, and what else it was given."""
+    return str(sorted((k, v) for k, v in regularised.hyperparameters.items() if k.startswith(f"{FORWARD_KL}.")))
+
+
+def _unlike_maxpo(regularised: Setting, alone: Setting) -> float:
+    """How far, in factors, the term's weight is from the pair loss's strength; infinite where one is not known."""
+    return float(np.nan_to_num(abs(np.log(weight_of(regularised) / alone.strength)), nan=np.inf))
 
 
 def ablation(

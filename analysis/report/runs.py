@@ -34,7 +34,9 @@ _AXES = {
 
 MANY_PASSES = 1.01  # over the reference samples: beyond one, they repeat
 
-_STRENGTH = re.compile(rf"\b(?:{'|'.join(STRENGTHS)})\s*=\s*[^,()]+(?:,\s*)?")
+_VALUE = r"\s*=\s*[^,()]+(?:,\s*)?"
+_STRENGTH = re.compile(rf"\b(?:{'|'.join(STRENGTHS)}){_VALUE}")
+_WEIGHT = re.compile(rf"\bweight{_VALUE}(?!.*\bweight\b)")  # of a sum of losses, the last
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Shown:
     @cached_property
     def variant(self) -> str:
         """The label without the strength: ``maxpo(beta=0.1, tokens='full')`` is ``maxpo(tokens='full')``."""
-        without = _STRENGTH.sub("", self.label)
+        without, weights = _WEIGHT.subn("", self.label) if "+" in self.label else (self.label, 0)
+        without = without if weights else _STRENGTH.sub("", self.label)
         return re.sub(r"\(\s*\)", "", re.sub(r",\s*\)", ")", without))
 
     @property
@@ -82,7 +85,7 @@ class Shown:
 
     @cached_property
     def strength(self) -> float | None:
-        """Beta or tau; None where there is none."""
+        """Beta, tau, or the weight of the last term of a sum; None where there is none."""
         found = self._objective.get("hyperparameters")
         value = strength_of(found) if isinstance(found, dict) else math.nan
         return value if math.isfinite(value) else None
