@@ -19,7 +19,8 @@ CAPTION = (
     "held-out pairs (filled, 95 % intervals) and training pairs (open markers, dotted). A margin can grow while the "
     "chosen answers themselves become less likely. Right, where there are any: share of a step's pairs on the flat part of their loss "
     "(a sigmoid's argument beyond 5 on either side, a logistic's beyond 5), so that they hardly move the policy; the square has "
-    "none. Rows: kind of labels. Of each method the strength is shown whose reward is nearest to what all methods reach (without rewards, the largest)."
+    "none. Rows: kind of labels. Of each method the strength is shown whose reward is nearest to what all methods reach (without "
+    "rewards, the largest)."
 )
 _TRAINING: dict[str, Any] = {"linewidth": 0.8, "linestyle": ":", "fillstyle": "none"}
 COLUMNS = (
