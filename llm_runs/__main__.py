@@ -175,7 +175,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sweep.add_argument(
-        "sweep", metavar="SWEEP", help="a sweep file (YAML), or the name of a shipped one: tiny, strength"
+        "sweep",
+        metavar="SWEEP",
+        help="a sweep file (YAML), or the name of a shipped one: tiny, strength, evidence, evidence_cpu",
     )
     _add_out(sweep)
     sweep.add_argument("--slurm", action="store_true", help="submit the jobs to Slurm, by the file's section slurm")

@@ -61,10 +61,12 @@ def draw(evidence: Evidence) -> Drawing:
         axis.set(yscale="log", title="KL, language model", ylabel="KL(policy ‖ reference)\n[nats per completion]")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
     for axis in (left, right, *rest):
         axis.set_xscale("log")
         axis.set_xlabel("strength β (τ for IPO)")
+    for axis in rest:  # over less than two decades matplotlib would name every tick
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("KL(policy ‖ reference)  [nats]")
     right.set_ylabel("−dKL / d ln strength  [nats]")
     left.set_title("KL")
