@@ -28,10 +28,7 @@ NOISY = "noisy"
 FULL = "full"  # support of the pairs: all that the reference samples
 METHODS = ("dpo", "ipo", "maxpo")  # the three that the claims are about
 
-STRENGTHS = (
-    "beta",
-    "tau",
-)  # hyper-parameters that are a regularisation strength; of a sum of losses the last term's weight is
+STRENGTHS = ("beta", "tau")  # hyper-parameters that are a regularisation strength; see `strength_key`
 
 SOLVED = ("converged", "diverges", "not_unique", "path")  # statuses that say something; "path": steps of training
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.claims.c9 import tokens_of
+from analysis.claims.measuring import tokens_of
 from analysis.evidence import NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
 from analysis.statistics import mean, proportion
 from paper_figures import selection, style

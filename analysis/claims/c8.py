@@ -8,12 +8,12 @@ from analysis.claims.c3 import KEPT
 from analysis.claims.measuring import (
     FORWARD_KL,
     contrast,
-    full_token,
     kl,
     log_ratio,
     over,
     own_parameters,
     reward,
+    tokens_of,
     weight_of,
     with_and_without,
     with_term,
@@ -100,11 +100,12 @@ def _by_weight(evidence: Evidence, method: str, bare: list[Setting]) -> list[str
     """What each weight of the full-token term gives and takes, where more than one was run at a strength that was also run without it."""
     lines = []
     for one in sorted(with_term(evidence, method, NEAR_DETERMINISTIC), key=weight_of):
-        for alone in (alone for alone in bare if full_token(one) and own_parameters(one) == alone.hyperparameters):
-            kept, gained = (contrast(read, [one], [alone]) for read in (log_ratio, reward))
-            lines.append(
-                f"{alone.label}, weight {weight_of(one):g}: log-likelihood {kept} nats, reward {gained}, with less without"
-            )
+        for alone in bare:
+            if tokens_of(one) == "full" and own_parameters(one) == alone.hyperparameters:
+                kept, gained = (contrast(read, [one], [alone]) for read in (log_ratio, reward))
+                lines.append(
+                    f"{alone.label}, weight {weight_of(one):g}: log-likelihood {kept} nats, reward {gained}, with less without"
+                )
     return lines if len(lines) > 1 else []
 
 

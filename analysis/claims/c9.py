@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis.claims.c3 import KEPT_NATS
-from analysis.claims.measuring import contrast, kl, log_ratio, over, reward, same_items
+from analysis.claims.measuring import contrast, kl, log_ratio, over, reward, same_items, tokens_of
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
 from analysis.evidence import NEAR_DETERMINISTIC, SAMPLED_FORM, Evidence, MissingEvidence, Setting
 from analysis.statistics import difference_of_means, trend
@@ -104,13 +104,6 @@ def _name(setting: Setting) -> str:
 
 def _times(setting: Setting) -> str:
     return "once" if setting.passes <= 1 else f"{setting.passes:.3g} times"
-
-
-def tokens_of(setting: Setting) -> str | None:
-    """The form of the forward-KL term, "full" or "sampled"; None where there is no such term."""
-    return next(
-        (str(value) for key, value in setting.hyperparameters.items() if key.rpartition(".")[2] == "tokens"), None
-    )
 
 
 def _rest(setting: Setting) -> tuple[object, ...]:
