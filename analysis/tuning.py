@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,18 +58,11 @@ def budgets(evidence: Evidence, methods: Iterable[str] | None = None) -> pd.Data
     """
     wanted = None if methods is None else set(methods)
     rows = []
-    groups: dict[str, list[Run]] = {}
-    for run in evidence.language_model_runs:
-        groups.setdefault(_search(run), []).append(run)
-    largest = max(groups.values(), key=len, default=[])
     cells: dict[tuple[str, str, str, str], list[tuple[Setting, object, object]]] = {}
-    by_training: dict[tuple[object, ...], list[Run]] = {}
-    for run in largest:
-        by_training.setdefault(tuple(run.config.get("training", {}).get(key) for key in SEARCHED), []).append(run)
-    for (rate, steps), runs in by_training.items():
-        for one in settings(runs):
-            if wanted is None or one.objective in wanted:
-                cells.setdefault((one.objective, one.variant, one.labels, one.support), []).append((one, rate, steps))
+    for one in _searched(evidence):
+        if wanted is None or one.objective in wanted:
+            rate, steps = _training(one)
+            cells.setdefault((one.objective, one.variant, one.labels, one.support), []).append((one, rate, steps))
     for (method, variant, labels, support), found in cells.items():
         rows.append(
             {
@@ -99,6 +93,23 @@ def budgets(evidence: Evidence, methods: Iterable[str] | None = None) -> pd.Data
     frame = pd.DataFrame(rows, columns=columns).sort_values(columns[:4], ignore_index=True)
     compared = frame.groupby(["labels", "support"])[["strengths", "learning_rates", "steps", "settings", "seeds"]]
     return frame.assign(equal=(compared.transform("nunique") == 1).all(axis=1))
+
+
+def candidates(evidence: Evidence, method: str, labels: str, support: str = "full") -> list[Setting]:
+    """The settings among which a method's best is chosen: the variant of `Evidence.method` at all strengths, learning rates, steps.
+
+    Raises:
+        MissingEvidence: there is none.
+    """
+    usual = evidence.method(method, labels, support)
+    same = (method, usual[0].variant, labels, support, usual[0].passes, usual[0].held_out)
+    others = [
+        one
+        for one in _searched(evidence)
+        if (one.objective, one.variant, one.labels, one.support, one.passes, one.held_out) == same
+        and _training(one) != _training(usual[0])
+    ]
+    return [*usual, *others]
 
 
 def budget_note(evidence: Evidence, labels: str, methods: Sequence[str] = METHODS, support: str = "full") -> str:
@@ -156,16 +167,21 @@ def select(found: Sequence[Setting], kl_budget: float = np.inf, reward: str = RE
 
 
 def selected_table(evidence: Evidence, labels: str, support: str = "full", kl_budget: float = np.inf) -> pd.DataFrame:
-    """`select` for every method: method, label, tried, kl, kl_low, kl_high, reward, reward_low, reward_high, seeds.
+    """`select` for every method: method, label, learning_rate, steps, tried, kl, kl_low, kl_high, reward, reward_low, reward_high, seeds.
 
-    Methods are the objectives by name; each has as many tries as its row of `budgets` says, which must be equal to compare them.
+    Methods are the objectives by name, chosen among their `candidates`; each has as many tries as its row of `budgets` says, which must be
+    equal to compare them.
     """
     rows = []
     for method in sorted({one.objective for one in evidence.language_model(None, labels, support)}):
-        found = select(evidence.method(method, labels, support), kl_budget)
+        found = select(candidates(evidence, method, labels, support), kl_budget)
         if found is not None:
+            chosen = {"method": method, "label": found.setting.label} | dict(
+                zip(SEARCHED, _training(found.setting), strict=True)
+            )
             rows.append(
-                {"method": method, "label": found.setting.label, "tried": found.tried}
+                chosen
+                | {"tried": found.tried}
                 | {"kl": found.kl.estimate, "kl_low": found.kl.low, "kl_high": found.kl.high}
                 | {"reward": found.reward.estimate, "reward_low": found.reward.low, "reward_high": found.reward.high}
                 | {"seeds": found.reward.seeds}
@@ -179,6 +195,22 @@ def _at_the_end(setting: Setting, reward: str) -> tuple[pd.DataFrame, pd.DataFra
         raise ValueError(f"{setting.label} has no evaluation of {reward} and KL on held-out prompts")
     shared = kl.columns.intersection(rewards.columns)
     return kl[shared], rewards[shared]
+
+
+def _searched(evidence: Evidence) -> list[Setting]:
+    """The settings of the largest search, each of one learning rate and number of steps."""
+    groups: dict[str, list[Run]] = {}
+    for run in evidence.language_model_runs:
+        groups.setdefault(_search(run), []).append(run)
+    by_training: dict[tuple[object, ...], list[Run]] = {}
+    for run in max(groups.values(), key=len, default=[]):
+        by_training.setdefault(tuple(run.config.get("training", {}).get(key) for key in SEARCHED), []).append(run)
+    return [one for runs in by_training.values() for one in settings(runs)]
+
+
+def _training(setting: Setting) -> tuple[Any, ...]:
+    """Its values of `SEARCHED`."""
+    return tuple(setting.runs[0].config.get("training", {}).get(key) for key in SEARCHED)
 
 
 def _search(run: Run) -> str:

@@ -30,6 +30,7 @@ def language_model(
     evaluations: pd.DataFrame | None = None,
     items: int = 12,
     steps: int = 20,
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
     rng = np.random.default_rng([seed, int(100 * strength)])
     rows: list[tuple[int, str, str, int, float]] = []
@@ -60,6 +61,8 @@ def language_model(
     }
     if units is not None:
         config["units"] = dict(units)
+    if training is not None:
+        config["training"] = dict(training)
     return write_run(
         folder,
         kind="llm",

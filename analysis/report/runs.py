@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from analysis.evidence import FULL, STRENGTHS, passes_of, settings, strength_of, support_of
@@ -45,6 +47,7 @@ class Shown:
 
     run: Run
     several: bool = False  # whether the report has several variants of its objective
+    apart: str = ""  # what of the training is other than in most runs on the same axes, such as "learning_rate = 1e-05"
 
     @property
     def id(self) -> str:
@@ -69,19 +72,27 @@ class Shown:
     @cached_property
     def variant(self) -> str:
         """The label without the strength: ``maxpo(beta=0.1, tokens='full')`` is ``maxpo(tokens='full')``."""
-        without, weights = _WEIGHT.subn("", self.label) if "+" in self.label else (self.label, 0)
-        without = without if weights else _STRENGTH.sub("", self.label)
+        label = self._label
+        without, weights = _WEIGHT.subn("", label) if "+" in label else (label, 0)
+        without = without if weights else _STRENGTH.sub("", label)
         return re.sub(r"\(\s*\)", "", re.sub(r",\s*\)", ")", without))
 
     @property
     def method(self) -> str:
-        """What has a colour of its own: the objective, or its variant where the report has several."""
-        return self.variant if self.several else self.objective
+        """What has a colour of its own: the objective, or its variant where the report has several, and another training apart."""
+        return self._apart(self.variant if self.several else self.objective)
 
     @cached_property
     def label(self) -> str:
-        """The method with its hyper-parameters."""
+        """The method with its hyper-parameters, and what is special about its training."""
+        return self._apart(self._label)
+
+    @property
+    def _label(self) -> str:
         return str(self._objective.get("label", self.objective))
+
+    def _apart(self, words: str) -> str:
+        return f"{words}, {self.apart}" if self.apart else words
 
     @cached_property
     def strength(self) -> float | None:
@@ -123,13 +134,32 @@ class Shown:
 
 
 def show(runs: Sequence[Run]) -> list[Shown]:
-    """The runs in a stable order, each knowing whether its objective alone names its method."""
+    """The runs in a stable order, each knowing whether its objective alone names its method, and how its training is another."""
     ordered = sorted(map(Shown, runs), key=lambda one: (one.run.kind, one.id, str(one.run.folder)))
     variants: dict[str, set[str]] = {}
     for one in ordered:
         if one.is_training:
             variants.setdefault(one.objective, set()).add(one.variant)
-    return [Shown(one.run, one.is_training and len(variants[one.objective]) > 1) for one in ordered]
+    apart: dict[Path, str] = {}
+    for group in families([one for one in ordered if one.is_training]):
+        apart |= _apart(group)
+    return [
+        Shown(one.run, one.is_training and len(variants[one.objective]) > 1, apart.get(one.run.folder, ""))
+        for one in ordered
+    ]
+
+
+def _apart(group: Sequence[Shown]) -> dict[Path, str]:
+    """By folder: where the configuration of a run's training is not the most frequent one, key by key; empty where it is."""
+    flat = {one.run.folder: _flat(one.run.config.get("training", {})) for one in group}
+    usual = {
+        key: Counter(json.dumps(one.get(key)) for one in flat.values()).most_common(1)[0][0]
+        for key in sorted({key for one in flat.values() for key in one})
+    }
+    return {
+        folder: ", ".join(f"{key} = {one[key]}" for key in usual if key in one and json.dumps(one[key]) != usual[key])
+        for folder, one in flat.items()
+    }
 
 
 def families(shown: Sequence[Shown]) -> list[list[Shown]]:
@@ -148,7 +178,10 @@ def by_setting(group: Sequence[Shown]) -> tuple[list[list[Shown]], list[Shown]]:
     """
     of = {one.run.folder: one for one in group}
     trained = [one for one in group if one.is_training]
-    made = [[of[run.folder] for run in setting.runs] for setting in settings([one.run for one in trained])]
+    trainings: dict[str, list[Run]] = {}
+    for one in trained:
+        trainings.setdefault(one.apart, []).append(one.run)
+    made = [[of[run.folder] for run in one.runs] for runs in trainings.values() for one in settings(runs)]
     kept = {one.run.folder for members in made for one in members}
     replaced = [one for one in trained if one.run.folder not in kept]
     return made + [[one] for one in group if not one.is_training], replaced

@@ -175,6 +175,23 @@ def test_one_seed_twice_is_said(tmp_path: Path) -> None:
     assert any(str(tmp_path / "a") in line and "same objective, labels and seeds" in line for line in found.left_out)
 
 
+def test_another_learning_rate_is_another_line_and_never_one_more_seed(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        training = {"learning_rate": 3e-5, "steps": 20}
+        language_model(tmp_path / f"usual-{seed}", "dpo", name=f"usual-{seed}", seed=seed, training=training)
+    slow = {"learning_rate": 1e-5, "steps": 20}
+    language_model(tmp_path / "slow", "dpo", name="slow", seed=0, kl=0.5, training=slow)
+    found = gather([tmp_path], 0)
+    (panel,) = found.panels
+    lines = {line["label"]: line for line in panel["series"]}
+    assert {label: len(line["runs"]) for label, line in lines.items()} == {
+        "dpo(beta=0.1)": 3,
+        "dpo(beta=0.1), learning_rate = 1e-05": 1,
+    }
+    assert {line["method"] for line in panel["bands"]} == {"dpo", "dpo, learning_rate = 1e-05"}
+    assert not [line for line in found.left_out if "learning_rate" in line or "written later" in line]
+
+
 def test_thinning_keeps_spikes_ends_and_gaps() -> None:
     steps, values = np.arange(10_000), np.sin(np.arange(10_000) / 500.0)
     values[4321], values[7000], values[8888] = 50.0, -60.0, np.nan

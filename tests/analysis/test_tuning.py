@@ -79,6 +79,22 @@ def test_the_budget_of_kl_is_kept_and_none_within_it_is_none(tmp_path: Path) -> 
     assert table["seeds"].item() == 2
 
 
+def test_the_best_is_chosen_over_learning_rates_too(tmp_path: Path) -> None:
+    for rate, reward in ((3e-5, 1.0), (1e-5, 3.0)):
+        levels = {"dpo": dataclasses.replace(synthetic.PREDICTED["dpo"], reward=reward)}
+        truth = synthetic.Truth(
+            levels, labels=(LABELS,), prompts=64, learning_rate=rate, seeds=(0, 1) if rate > 2e-5 else (0,)
+        )
+        synthetic.write_language_model(tmp_path / f"{rate:g}", truth)
+    evidence = Evidence.load(tmp_path)
+    table = selected_table(evidence, LABELS)
+    assert (
+        table["learning_rate"].tolist() == [1e-5] and table["tried"].tolist() == [4] and table["steps"].tolist() == [20]
+    )
+    assert table["reward"].item() == pytest.approx(3.0, abs=0.4)
+    assert budgets(evidence)["learning_rates"].tolist() == [2]
+
+
 def test_paths_and_points_come_off_the_records(tmp_path: Path) -> None:
     truth = synthetic.Truth({"dpo": synthetic.PREDICTED["dpo"]}, (0.02, 0.1), (LABELS,), prompts=64, seeds=(0, 1, 2))
     evidence = Evidence.load(synthetic.write_language_model(tmp_path, truth))
