@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis import seeds
-from analysis.evidence import METHODS, Evidence, Setting, settings
+from analysis.evidence import METHODS, Evidence, MissingEvidence, Setting, settings
 from analysis.measured import KL, REWARD, SPLIT
 from analysis.records import Run
 from analysis.statistics import Interval
@@ -198,12 +198,16 @@ def _at_the_end(setting: Setting, reward: str) -> tuple[pd.DataFrame, pd.DataFra
 
 
 def _searched(evidence: Evidence) -> list[Setting]:
-    """The settings of the largest search, each of one learning rate and number of steps."""
+    """The settings of the search that the runs in use are of, each of one learning rate and number of steps."""
+    try:
+        usual = {run.folder for one in evidence.language_model(support=None) for run in one.runs}
+    except MissingEvidence:
+        return []
     groups: dict[str, list[Run]] = {}
     for run in evidence.language_model_runs:
         groups.setdefault(_search(run), []).append(run)
     by_training: dict[tuple[object, ...], list[Run]] = {}
-    for run in max(groups.values(), key=len, default=[]):
+    for run in max(groups.values(), key=lambda group: sum(run.folder in usual for run in group)):
         by_training.setdefault(tuple(run.config.get("training", {}).get(key) for key in SEARCHED), []).append(run)
     return [one for runs in by_training.values() for one in settings(runs)]
 

@@ -9,6 +9,7 @@ from analysis.claims.measuring import ablation, bandit_ablation, contrast, level
 from analysis.claims.model import Claim, Domain, Judgement, above, below, exact
 from analysis.evidence import FULL, METHODS, NEAR_DETERMINISTIC, Evidence, comparable
 from analysis.matching import difference_at_equal_reward
+from analysis.tuning import budget_note
 
 MOVES = 0.1  # spread of the final off-support mass over starts from which on a method "depends on the start"
 KEPT = 1e-6  # deviation from the reference's off-support mass up to which it is "kept exactly"
@@ -86,6 +87,7 @@ def language_model(evidence: Evidence) -> Judgement:
     else:
         notes += _narrowing(evidence, partial)
     notes += _by_strength(evidence, partial)
+    notes.append(budget_note(evidence, NEAR_DETERMINISTIC, METHODS, partial))
     why = ablation(evidence, NEAR_DETERMINISTIC, log_ratio, "log-likelihood of a reference sample", support=partial)
     return Judgement(parts, [*notes, *over(parts)], why)
 

@@ -95,6 +95,18 @@ def test_the_best_is_chosen_over_learning_rates_too(tmp_path: Path) -> None:
     assert budgets(evidence)["learning_rates"].tolist() == [2]
 
 
+def test_the_search_is_that_of_the_runs_in_use(tmp_path: Path) -> None:
+    """Another model with more runs in all, but fewer at one learning rate, is not what methods are compared by."""
+    synthetic.write_language_model(tmp_path / "used", synthetic.Truth(prompts=8, labels=(LABELS,), seeds=(0, 1, 2)))
+    for rate in (3e-5, 1e-5):
+        other = synthetic.Truth(prompts=8, labels=(LABELS,), seeds=(0, 1), learning_rate=rate, model="another")
+        synthetic.write_language_model(tmp_path / f"other-{rate:g}", other)
+    evidence = Evidence.load(tmp_path)
+    assert budget_note(evidence, LABELS).startswith("equal tuning budgets")
+    assert "2 strength(s) x 1 learning rate(s)" in budget_note(evidence, LABELS)
+    assert selected_table(evidence, LABELS)["tried"].tolist() == [2, 2, 2]
+
+
 def test_paths_and_points_come_off_the_records(tmp_path: Path) -> None:
     truth = synthetic.Truth({"dpo": synthetic.PREDICTED["dpo"]}, (0.02, 0.1), (LABELS,), prompts=64, seeds=(0, 1, 2))
     evidence = Evidence.load(synthetic.write_language_model(tmp_path, truth))
