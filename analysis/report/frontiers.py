@@ -82,10 +82,12 @@ def _language_model(shown: Sequence[Shown], step: Callable[[], object]) -> tuple
                 lines.append(f"left out the frontier of {', '.join(str(one.run.folder) for one in members)}: {error}")
             for _ in members:
                 step()
-        for labels, series in sorted(drawn.items()):
+        surest_first = {one.labels: (one.temperature, one.labels) for one in group}
+        for labels, series in sorted(drawn.items(), key=lambda pair: surest_first[pair[0]]):
             ys = [name for name in REWARDS if any(name in one["y"] for one in series)]
             seeds = max(len(one["runs"]) for one in series)
-            words_ = f"{labels.replace('_', '-')} labels" if labels else "no labels recorded"
+            kind, comma, special = labels.partition(", ")
+            words_ = f"{kind.replace('_', '-')} labels{comma}{special}" if labels else "no labels recorded"
             found.append(
                 {
                     "title": f"language model, {where}{words_}",

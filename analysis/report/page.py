@@ -124,6 +124,7 @@ def _data(content: Content) -> dict[str, Any]:
                 "kind": one.run.kind,
                 "method": one.method,
                 "label": one.label,
+                "apart": bool(one.apart),
                 "strength": one.strength,
                 "labels": one.labels,
                 "seed": one.seed,

@@ -120,6 +120,13 @@ class Shown:
         passes = passes_of(self.run.config)
         return said if passes <= MANY_PASSES else f"{said}, reference samples seen {passes:g} times"
 
+    @cached_property
+    def temperature(self) -> float:
+        """Of the labels; infinite where the record does not say."""
+        found = self.run.config.get("labels")
+        value = found.get("temperature") if isinstance(found, dict) else None
+        return float(value) if isinstance(value, int | float) else math.inf
+
     @property
     def seed(self) -> int | None:
         """The training seed."""

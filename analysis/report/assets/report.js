@@ -127,8 +127,12 @@
   const SIGNS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "⬟", "★", "⬢"];
   const FIRST = ["dpo", "ipo", "maxpo"];
   const BOUND = "RLHF optimum (bound)";
-  const rank = method => { const place = FIRST.findIndex(each => method === each || method.startsWith(each + "(")); return place < 0 ? FIRST.length : place; };
-  const order = methods => [...new Set(methods)].sort((a, b) => (a === BOUND) - (b === BOUND) || rank(a) - rank(b) || a.localeCompare(b));
+  const rank = method => { // sums of losses and other trainings after the plain ones
+    const place = FIRST.findIndex(each => method === each || (method.startsWith(each + "(") && !method.includes("+")));
+    return apart.has(method) ? FIRST.length + 1 : place < 0 ? FIRST.length : place;
+  };
+  const order = methods => [...new Set(methods)].sort((a, b) => (a === BOUND) - (b === BOUND) || rank(a) - rank(b) || (counts.get(b) || 0) - (counts.get(a) || 0) || a.localeCompare(b));
+  const apart = new Set(), counts = new Map(); // methods whose training is another, and how many runs each has
   let everywhere = []; // methods of runs
   const look = (method, methods) => {
     if (method === BOUND) return { colour: "#6b6b6b", dash: "solid", mark: "circle", sign: "—" };
@@ -353,6 +357,10 @@
 
   async function start() {
     data = JSON.parse(await unpack("data"));
+    for (const one of data.runs) {
+      counts.set(one.method, (counts.get(one.method) || 0) + 1);
+      if (one.apart) apart.add(one.method);
+    }
     everywhere = order(data.runs.filter(one => one.kind !== "bandit").map(one => one.method));
     const make = part => {
       if (part.dataset.made) return;
