@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
 from analysis.evidence import NEAR_DETERMINISTIC, Evidence
-from paper_figures import benchmarks, benchmarks_table, claims_table, factorial_table, finding, off_support, selection
+from paper_figures import (
+    benchmarks,
+    benchmarks_table,
+    claims_table,
+    factorial_table,
+    finding,
+    kept,
+    likelihoods,
+    off_support,
+    reference_samples,
+    selection,
+    strength,
+)
 from paper_figures.overoptimisation import gain
 
 KINDS = ("near_deterministic", "sharp", "soft", "noisy")
@@ -95,6 +108,74 @@ def test_every_objective_has_its_row_off_the_support(evidence: Evidence) -> None
             name = ("dpo", "ipo", "maxpo", "sft", "simpo")[round(place)]
             (setting,) = evidence.language_model(name, kind)
             assert value == pytest.approx(setting.items("held_out_reference_samples", "log_ratio").mean())
+
+
+def test_what_is_kept_stands_at_the_reward_that_was_earned(tmp_path: Path) -> None:
+    for top_p in (1.0, 0.5):
+        synthetic.write_language_model(tmp_path / f"{top_p}", synthetic.Truth(prompts=24, seeds=(0, 1), top_p=top_p))
+    evidence = Evidence.load(tmp_path)
+    full, part = kept.draw(evidence).figure.axes
+    assert [axis.get_title(loc="left") for axis in (full, part)] == [
+        "(a) pairs from all samples",
+        "(b) pairs from top-p = 0.5",
+    ]
+    for axis, support in ((full, "full"), (part, "top_p=0.5")):
+        for (points, _), method in zip(measured(axis), ("dpo", "ipo", "maxpo"), strict=True):
+            settings = evidence.method(method, NEAR_DETERMINISTIC, support)
+            for column, (split, metric) in enumerate(
+                (("held_out_prompts", "reward"), ("held_out_reference_samples", "log_ratio"))
+            ):
+                np.testing.assert_allclose(points[:, column], [one.items(split, metric).mean() for one in settings])
+
+
+def test_the_strength_is_shown_on_the_model_beside_the_bandit(tmp_path: Path) -> None:
+    synthetic.write_bandit(tmp_path, "strength")
+    assert len(strength.draw(Evidence.load(tmp_path)).figure.axes) == 2
+    synthetic.write_language_model(tmp_path / "llm", synthetic.Truth(prompts=24))
+    evidence = Evidence.load(tmp_path)
+    axis = strength.draw(evidence).figure.axes[2]
+    for (points, _), method in zip(measured(axis), ("dpo", "ipo", "maxpo"), strict=True):
+        settings = evidence.method(method, NEAR_DETERMINISTIC)
+        np.testing.assert_allclose(points[:, 0], [0.02, 0.1])
+        np.testing.assert_allclose(
+            points[:, 1], [one.items("held_out_prompts", "kl_policy_reference").mean() for one in settings]
+        )
+
+
+def test_samples_seen_several_times_are_shown_beside_those_seen_once(tmp_path: Path) -> None:
+    synthetic.write_bandit(tmp_path, "reference_samples")
+    assert len(reference_samples.draw(Evidence.load(tmp_path)).figure.axes) == 2
+    levels = synthetic.PREDICTED["maxpo"]
+    for tokens in ("full", "sampled"):
+        for samples, lost in (
+            (320, -0.5),
+            (40, -9.0 if tokens == "sampled" else -0.6),
+        ):  # 20 steps of 16: once, 8 times
+            truth = synthetic.Truth(
+                {"maxpo": dataclasses.replace(levels, log_ratio=lost)},
+                strengths=(0.1,),
+                labels=(NEAR_DETERMINISTIC,),
+                prompts=24,
+                reference_samples=samples,
+                hyperparameters={"tokens": tokens},
+            )
+            synthetic.write_language_model(tmp_path / f"{tokens}-{samples}", truth)
+    axis = reference_samples.draw(Evidence.load(tmp_path)).figure.axes[2]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["once", "8 times"]
+    (full, _), (sampled, _) = measured(axis)
+    np.testing.assert_allclose(full[:, 1], [-0.5, -0.6], atol=0.2)
+    np.testing.assert_allclose(sampled[:, 1], [-0.5, -9.0], atol=1.0)
+
+
+def test_saturation_is_drawn_where_there_is_any(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(likelihoods.draw(evidence).figure.axes) == 3 * len(KINDS)
+    monkeypatch.setattr(likelihoods, "_saturated", lambda setting: pd.DataFrame({"step": [1], "value": [0.0]}))
+    drawing = likelihoods.draw(evidence)
+    assert len(drawing.figure.axes) == 2 * len(KINDS)
+    assert "No pair is saturated" in drawing.remarks
+    assert [axis.get_title(loc="left")[4:] for axis in drawing.figure.axes[::2]] == [
+        f"{kind.replace('_', '-')} labels" for kind in KINDS
+    ]
 
 
 def test_benchmark_changes_are_in_points_and_paired(evidence: Evidence) -> None:
