@@ -97,6 +97,13 @@ class Setting:
         key = (strength_key(self.hyperparameters) or "beta").rpartition(".")[2]
         return {"beta": "β", "tau": "τ"}.get(key, key)
 
+    @property
+    def tokens(self) -> str | None:
+        """The form of its forward-KL term, "full" or "sampled"; None where there is no such term."""
+        return next(
+            (str(value) for key, value in self.hyperparameters.items() if key.rpartition(".")[2] == "tokens"), None
+        )
+
     @functools.cached_property
     def seeds(self) -> tuple[str, ...]:
         """The runs' seeds, "data/training"."""

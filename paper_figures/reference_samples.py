@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.claims.measuring import tokens_of
 from analysis.evidence import NEAR_DETERMINISTIC, Evidence, MissingEvidence, Setting
 from analysis.statistics import mean, proportion
 from paper_figures import selection, style
@@ -86,7 +85,7 @@ def _passes(evidence: Evidence) -> list[Setting]:
     seen: dict[str, set[float]] = {}
     for one in settings:
         seen.setdefault(one.label, set()).add(one.passes)
-    return [one for one in settings if len(seen[one.label]) > 1 and tokens_of(one)]
+    return [one for one in settings if len(seen[one.label]) > 1 and one.tokens]
 
 
 def _language_model(axis: Axes, passes: list[Setting]) -> None:
@@ -94,7 +93,7 @@ def _language_model(axis: Axes, passes: list[Setting]) -> None:
     labels = list(dict.fromkeys(one.label for one in sorted(passes, key=lambda one: (one.objective, one.label))))
     for place, label in enumerate(labels):
         mine = sorted((one for one in passes if one.label == label), key=lambda one: one.passes)
-        look, full = style.look(mine[0].objective), tokens_of(mine[0]) == "full"
+        look, full = style.look(mine[0].objective), mine[0].tokens == "full"
         values = [selection.measured(one, "held_out_reference_samples", "log_ratio") for one in mine]
         axis.errorbar(
             [times.index(one.passes) + 0.04 * (place - (len(labels) - 1) / 2) for one in mine],

@@ -13,7 +13,6 @@ from analysis.claims.measuring import (
     over,
     own_parameters,
     reward,
-    tokens_of,
     weight_of,
     with_and_without,
     with_term,
@@ -101,7 +100,7 @@ def _by_weight(evidence: Evidence, method: str, bare: list[Setting]) -> list[str
     lines = []
     for one in sorted(with_term(evidence, method, NEAR_DETERMINISTIC), key=weight_of):
         for alone in bare:
-            if tokens_of(one) == "full" and own_parameters(one) == alone.hyperparameters:
+            if one.tokens == "full" and own_parameters(one) == alone.hyperparameters:
                 kept, gained = (contrast(read, [one], [alone]) for read in (log_ratio, reward))
                 lines.append(
                     f"{alone.label}, weight {weight_of(one):g}: log-likelihood {kept} nats, reward {gained}, with less without"

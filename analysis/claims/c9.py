@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis.claims.c3 import KEPT_NATS
-from analysis.claims.measuring import contrast, kl, log_ratio, over, reward, same_items, tokens_of
+from analysis.claims.measuring import contrast, kl, log_ratio, over, reward, same_items
 from analysis.claims.model import Claim, Domain, Judgement, above, exact
 from analysis.evidence import NEAR_DETERMINISTIC, SAMPLED_FORM, Evidence, MissingEvidence, Setting
 from analysis.statistics import difference_of_means, trend
@@ -56,7 +56,7 @@ def bandit(evidence: Evidence) -> Judgement:
 
 def language_model(evidence: Evidence) -> Judgement:
     """The full-token form of the forward KL against the sampled form, and samples seen once against several times."""
-    settings = [one for one in evidence.language_model(None, NEAR_DETERMINISTIC, repeated=True) if tokens_of(one)]
+    settings = [one for one in evidence.language_model(None, NEAR_DETERMINISTIC, repeated=True) if one.tokens]
     parts, notes = [], []
     for one, two, statement, bound in [*_forms(settings), *_passes(settings)]:
         what = f"{statement}: log-likelihood of a held-out reference sample"
@@ -78,8 +78,8 @@ Pair = tuple[Setting, Setting, str, float]
 
 def _forms(settings: list[Setting]) -> Iterator[Pair]:
     """Full-token and sampled form, all else equal."""
-    for full in (one for one in settings if tokens_of(one) == "full"):
-        for sampled in (one for one in settings if tokens_of(one) == "sampled" and _rest(one) == _rest(full)):
+    for full in (one for one in settings if one.tokens == "full"):
+        for sampled in (one for one in settings if one.tokens == "sampled" and _rest(one) == _rest(full)):
             yield full, sampled, f"{_name(full)}, samples seen {_times(full)}: full-token less sampled form", 0.0
 
 
@@ -87,8 +87,8 @@ def _passes(settings: list[Setting]) -> Iterator[Pair]:
     """Reference samples seen once and several times, all else equal: the sampled form memorises them, the full-token form does not."""
     for once in settings:
         for often in (one for one in settings if one.label == once.label and one.passes > once.passes):
-            name = f"{_name(once)}, {tokens_of(once)} form"
-            if tokens_of(once) == "sampled":
+            name = f"{_name(once)}, {once.tokens} form"
+            if once.tokens == "sampled":
                 yield once, often, f"{name}: samples seen {_times(once)} less {_times(often)}", 0.0
             else:
                 yield often, once, f"{name}: samples seen {_times(often)} less {_times(once)}", -KEPT_NATS

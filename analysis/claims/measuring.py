@@ -106,7 +106,7 @@ def with_and_without(
             max(len(one.seeds) for one, _ in found),
             len(found),
             -float(np.mean([_unlike_maxpo(one, alone) for one, alone in found])),
-            all(tokens_of(one) == "full" for one, _ in found),
+            all(one.tokens == "full" for one, _ in found),
         ),
     )
     return [one for one, _ in best], [alone for _, alone in best]
@@ -123,13 +123,6 @@ def with_term(evidence: Evidence, method: str, labels: str, support: str = FULL)
 def weight_of(setting: Setting) -> float:
     """The weight of the forward-KL term; NaN where there is none."""
     return float(setting.hyperparameters.get(f"{FORWARD_KL}.weight", np.nan))
-
-
-def tokens_of(setting: Setting) -> str | None:
-    """The form of the forward-KL term, "full" or "sampled"; None where there is no such term."""
-    return next(
-        (str(value) for key, value in setting.hyperparameters.items() if key.rpartition(".")[2] == "tokens"), None
-    )
 
 
 def own_parameters(regularised: Setting) -> dict[str, object]:
