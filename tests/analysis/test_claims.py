@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import synthetic_records as synthetic
 
+import objectives
 from analysis.__main__ import main
 from analysis.claims import CLAIMS, Domain, Finding, Verdict, adjusted_findings
 from analysis.claims.model import Judgement, Part, above, combine, exact
-from analysis.evidence import Evidence, comparable, held_out_of
+from analysis.evidence import Evidence, comparable, held_out_of, strength_of
 from analysis.matching import difference_at_equal_reward
 from analysis.records import write_run
 from analysis.statistics import Interval
@@ -193,6 +194,21 @@ def test_the_term_is_compared_with_the_same_pair_loss_and_with_the_weight_neares
     assert [part.value.estimate for part in found.parts] == [pytest.approx(1.0, abs=0.3)]
     by_weight = [note for note in found.notes if ", weight " in note]
     assert [note.split("weight ")[1].split(":")[0] for note in by_weight] == ["0.01", "0.1", "0.3"]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "dpo(beta=0.1)",
+        "ipo(tau=0.3, aggregation='mean')",
+        "dpo(beta=0.1) + forward_kl(weight=0.03, tokens='full')",
+        "maxpo(beta=0.1) + chosen_nll(weight=2)",
+    ],
+)
+def test_the_strength_read_off_a_record_is_the_one_that_objectives_vary(label: str) -> None:
+    varied = objectives.parse(label).with_strength(0.77)
+    assert strength_of(dict(varied.hyperparameters)) == 0.77
+    assert dict(varied.hyperparameters) != dict(objectives.parse(label).hyperparameters)
 
 
 def test_nothing_recorded_is_not_enough_evidence_with_the_command(tmp_path: Path) -> None:
