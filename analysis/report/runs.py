@@ -129,7 +129,9 @@ class Shown:
 
     @property
     def seed(self) -> int | None:
-        """The training seed."""
+        """The training seed; records of later versions have a seed for each purpose, and name the training's in their configuration."""
+        if isinstance(given := self.run.config.get("training_seed"), int):
+            return given
         found = self.run.manifest["seeds"]
         return next((int(found[key]) for key in ("training", "online") if isinstance(found.get(key), int)), None)
 

@@ -192,6 +192,12 @@ def test_another_learning_rate_is_another_line_and_never_one_more_seed(tmp_path:
     assert not [line for line in found.left_out if "written later" in line]
 
 
+def test_the_training_seed_is_read_where_either_version_writes_it() -> None:
+    for folder in ("certainty/runs/sft-mixed-seed1", "certainty/runs/dpo_beta=0.1-noisy-seed1"):
+        records = Path(__file__).parents[2] / "paper_figures" / "records" / "evidence"
+        assert Shown(read_run(records / folder)).seed == 1
+
+
 def test_thinning_keeps_spikes_ends_and_gaps() -> None:
     steps, values = np.arange(10_000), np.sin(np.arange(10_000) / 500.0)
     values[4321], values[7000], values[8888] = 50.0, -60.0, np.nan
