@@ -109,15 +109,8 @@ def _exact(axis: Axes, frame: pd.DataFrame) -> float:
 
 def _measured(axis: Axes, settings: Sequence[Setting], look: style.Look, shift: float) -> None:
     values = [selection.measured(setting, "held_out_reference_samples", KL) for setting in settings]
-    axis.errorbar(
-        [selection.doubt(setting) * shift for setting in settings],  # apart, so that bars do not hide each other
-        [value.estimate for value in values],
-        yerr=style.error_lengths(values),
-        color=look.colour,
-        marker=look.marker,
-        linestyle=look.line,
-        elinewidth=0.8,
-    )
+    # Apart, so that bars do not hide each other.
+    style.errorbars(axis, [selection.doubt(setting) * shift for setting in settings], values, look, elinewidth=0.8)
 
 
 def _strength(settings: Sequence[Setting]) -> str:

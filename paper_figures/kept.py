@@ -13,10 +13,11 @@ from paper_figures.drawing import Drawing
 CLAIMS = ("C3", "C8")
 CAPTION = (
     "What is kept at the reward that was earned, on the language model: change of the log-likelihood of held-out samples of the "
-    "reference against the reward on held-out prompts, after training on near-deterministic labels; means over training seeds. A "
+    "reference against the reward on held-out prompts, after training on the surest labels of the records; means over training seeds. A "
     "marker is the end of training at one strength, with 95 % intervals; lines join the strengths of a method. Left: pairs from all of "
     "the reference's samples; right, where the records have them: from a part of these only. Star: the reference."
 )
+_KEPT = ("held_out_reference_samples", "log_ratio")
 MOST = 7  # objectives in a panel; of more, those that have a look of their own, and SFT
 
 
@@ -38,11 +39,7 @@ def draw(evidence: Evidence) -> Drawing:
         start = selection.measured(used[-1], "held_out_prompts", "reward", 0)
         axis.plot(start.estimate, 0, "*", color=style.BLACK, markersize=8, zorder=4)
         axis.axhline(0, color=style.GREY, linewidth=0.6)
-        axis.set_title(
-            "pairs from all samples"
-            if support == FULL
-            else f"pairs from {support.replace('_', '-').replace('=', ' = ')}"
-        )
+        axis.set_title(selection.support_words(support))
         axis.set_xlabel("reward")
     if not np.isfinite([selection.measured(one, *_KEPT).estimate for one in used]).any():
         raise MissingEvidence("the likelihood of held-out samples of the reference", LLM_COMMAND)
@@ -58,20 +55,9 @@ def draw(evidence: Evidence) -> Drawing:
     return Drawing(figure, [run for one in used for run in one.runs], selection.remark(used))
 
 
-_KEPT = ("held_out_reference_samples", "log_ratio")
-
-
 def _method(axis: Axes, settings: list[Setting], look: style.Look) -> None:
     rewards = [selection.measured(one, "held_out_prompts", "reward") for one in settings]
     kept = [selection.measured(one, *_KEPT) for one in settings]
-    axis.errorbar(
-        [one.estimate for one in rewards],
-        [one.estimate for one in kept],
-        xerr=style.error_lengths(rewards),
-        yerr=style.error_lengths(kept),
-        color=look.colour,
-        marker=look.marker,
-        linestyle=look.line,
-        linewidth=0.9,
-        elinewidth=0.5,
-    )
+    places = [one.estimate for one in rewards]
+    xerr = style.error_lengths(rewards)
+    style.errorbars(axis, places, kept, look, xerr=xerr, linewidth=0.9, elinewidth=0.5)

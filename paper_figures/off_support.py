@@ -73,10 +73,7 @@ def _row(axis: Axes, setting: Setting, place: int, supports: list[str]) -> None:
 
 
 def _handles(supports: list[str]) -> list[Line2D]:
-    names = {
-        name: "pairs from all samples" if name == FULL else f"pairs from {name.replace('_', '-').replace('=', ' = ')}"
-        for name in supports
-    }
+    names = {name: selection.support_words(name) for name in supports}
     return [
         Line2D([], [], color=style.GREY, marker="o", linestyle="none", label=label)
         if name == FULL

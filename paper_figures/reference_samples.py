@@ -95,15 +95,13 @@ def _language_model(axis: Axes, passes: list[Setting]) -> None:
         mine = sorted((one for one in passes if one.label == label), key=lambda one: one.passes)
         look, full = style.look(mine[0].objective), mine[0].tokens == "full"
         values = [selection.measured(one, "held_out_reference_samples", "log_ratio") for one in mine]
-        axis.errorbar(
+        style.errorbars(
+            axis,
             [times.index(one.passes) + 0.04 * (place - (len(labels) - 1) / 2) for one in mine],
-            [value.estimate for value in values],
-            yerr=style.error_lengths(values),
-            color=look.colour,
-            marker=look.marker,
+            values,
+            look,
             linestyle=look.line if full else ":",
             fillstyle="full" if full else "none",
-            elinewidth=0.7,
             label=f"{look.label.replace('forward KL', 'KL')}, {'distributions' if full else 'samples'}",
         )
     axis.set_xticks(range(len(times)), ["once" if one <= 1 else f"{one:.3g} times" for one in times])

@@ -49,6 +49,11 @@ def labels_title(settings: Sequence[Setting]) -> str:
     return f"{settings[0].labels.replace('_', '-')} labels{known}"
 
 
+def support_words(support: str) -> str:
+    """ "pairs from top-p = 0.5", of a setting's support."""
+    return f"pairs from {'all samples' if support == FULL else support.replace('_', '-').replace('=', ' = ')}"
+
+
 def matched(evidence: Evidence, labels: str, support: str = FULL) -> list[Setting]:
     """One setting of each variant of each objective, matched on reward; the three methods of the claims first.
 

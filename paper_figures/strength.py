@@ -90,17 +90,8 @@ def _measured(evidence: Evidence) -> dict[str, list[Setting]]:
 
 
 def _language_model(axis: Axes, settings: list[Setting]) -> None:
-    look = style.look(settings[0].objective)
     values = [selection.measured(one, "held_out_prompts", KL) for one in settings]
-    axis.errorbar(
-        [one.strength for one in settings],
-        [value.estimate for value in values],
-        yerr=style.error_lengths(values),
-        color=look.colour,
-        marker=look.marker,
-        linestyle=look.line,
-        elinewidth=0.7,
-    )
+    style.errorbars(axis, [one.strength for one in settings], values, style.look(settings[0].objective))
 
 
 def response(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

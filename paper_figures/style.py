@@ -5,7 +5,7 @@ Colours: Okabe and Ito, "Color universal design" (2008). No figure tells methods
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,6 +182,13 @@ def error_lengths(intervals: Iterable[Interval]) -> np.ndarray:
     """(2, n): lengths of the bars below and above the estimates; NaN, so no bar, where there is no interval."""
     bars = [(one.estimate - one.low, one.high - one.estimate) if one.known else (np.nan, np.nan) for one in intervals]
     return np.maximum(np.asarray(bars, dtype=np.float64).reshape(-1, 2), 0.0).T
+
+
+def errorbars(axis: Axes, places: Iterable[float], values: Sequence[Interval], look: Look, **options: Any) -> None:
+    """Estimates with their intervals in a method's look; ``options`` take the place of its own."""
+    shown: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.line, "elinewidth": 0.7}
+    estimates = [value.estimate for value in values]
+    axis.errorbar(list(places), estimates, yerr=error_lengths(values), **(shown | options))
 
 
 def letter(axes: Iterable[Axes]) -> None:
